@@ -1,0 +1,38 @@
+# Two commands: `make book` runs the whole line and builds the book, `make test` proves it.
+# A machine with Python >= 3.11, make and a package index is enough.
+PYTHON ?= python3
+PARAMS ?= params/glyph20.yaml
+
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+BUILD := _build
+NAME := $(basename $(notdir $(PARAMS)))
+
+# Quiet, and the same on every machine: no Qt, no window, no debugger notes from kernels.
+export MPLBACKEND ?= agg
+export PYDEVD_DISABLE_FILE_VALIDATION := 1
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.PHONY: book test setup clean
+
+book: $(INSTALLED)
+	$(BIN)/mergelib run --params $(PARAMS) --store $(BUILD)/store --tables $(BUILD)/tables/$(NAME)
+	$(BIN)/mergelib book --tables $(BUILD)/tables/$(NAME) --out $(BUILD)/html
+
+test: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/python -m pytest --nbval --nbval-current-env --nbval-sanitize-with tests/nbval.cfg tests book
+
+setup: $(INSTALLED)
+
+# One call, so that pip picks builds of torch, torchvision and open_clip_torch that fit together.
+$(INSTALLED): pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "mergelib needs Python 3.11 or newer: make PYTHON=python3.11")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --editable ".[test]"
+	touch $@
+
+clean:
+	rm -rf $(BUILD) $(VENV) *.egg-info .pytest_cache .ruff_cache
