@@ -1,0 +1,68 @@
+"""The pairwise metrics of two fine-tuned models, one module per category."""
+
+from collections.abc import Iterable, Sequence
+from importlib import import_module
+
+import numpy as np
+import pandas as pd
+
+from mergelib.errors import MergelibError
+from mergelib.metrics.ingredients import Factors, Ingredients, ingredients
+from mergelib.metrics.registry import METRICS, Metric, metric
+from mergelib.metrics.summary import mean_activation, pool_gradients, summarize
+from mergelib.registry import unknown
+
+CATEGORIES = ("task_vector", "effective_rank", "subspace", "activation", "gradient")
+MODES = ("corrected", "paper")
+
+# Importing a category's module registers its metrics; the tables keep this, the published, order.
+for _category in CATEGORIES:
+    import_module(f"{__name__}.{_category}")
+
+
+def pairwise(
+    x: Ingredients,
+    tasks: Sequence[str],
+    names: Iterable[str] | None = None,
+    mode: str = "corrected",
+) -> pd.DataFrame:
+    """The metrics table: task_a, task_b and one float64 column per metric.
+
+    One row per unordered pair i < j in the order of `tasks`, T (T − 1) / 2 rows; columns in
+    registration order (all metrics, or those in `names`). `mode="paper"` repeats the published
+    choices of the weight metrics: subspace_overlap divided by k, and matrices that are zero counted
+    in the subspace means. The calibration pool and the heads are those of the summaries in either.
+    Raises MergelibError for an unknown metric or mode, a task list that does not fit, or a metric
+    whose ingredient is missing.
+    """
+    if mode not in MODES:
+        raise MergelibError(unknown("mode", mode, MODES))
+    tasks = list(tasks)
+    if len(tasks) != len(x.gram) or len(set(tasks)) != len(tasks):
+        raise MergelibError(
+            f"{len(tasks)} task names ({len(set(tasks))} different) for {len(x.gram)} models: "
+            "give each model one name of its own"
+        )
+    wanted = set(METRICS) if names is None else {METRICS[name].name for name in names}
+    first, second = np.triu_indices(len(tasks), k=1)
+    table = {"task_a": [tasks[i] for i in first], "task_b": [tasks[j] for j in second]}
+    for row in METRICS.rows():
+        if row.name in wanted:
+            table[row.name] = np.asarray(row(x, mode), dtype=np.float64)[first, second]
+    return pd.DataFrame(table)
+
+
+__all__ = [
+    "CATEGORIES",
+    "METRICS",
+    "MODES",
+    "Factors",
+    "Ingredients",
+    "Metric",
+    "ingredients",
+    "mean_activation",
+    "metric",
+    "pairwise",
+    "pool_gradients",
+    "summarize",
+]

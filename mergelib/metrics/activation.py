@@ -1,0 +1,48 @@
+"""Activation metrics: the mean outputs h_i and h_j of the last block on one calibration pool."""
+
+import numpy as np
+import torch
+
+from mergelib import vectors
+from mergelib.metrics.ingredients import Ingredients
+from mergelib.metrics.registry import metric
+
+CATEGORY = "activation"
+INF = float("inf")
+
+
+def _gram(x: Ingredients) -> np.ndarray:
+    return vectors.gram(torch.from_numpy(x.need("activation")))
+
+
+@metric(
+    "activation_l2_distance",
+    CATEGORY,
+    (0, INF),
+    duplicates=(
+        "activation_cosine_similarity",
+        "activation_magnitude_ratio",
+        "activation_dot_product",
+    ),
+)
+def l2_distance(x: Ingredients, mode: str = "corrected") -> np.ndarray:
+    """‖h_i − h_j‖."""
+    return vectors.distance(_gram(x))
+
+
+@metric("activation_cosine_similarity", CATEGORY, (-1, 1))
+def cosine_similarity(x: Ingredients, mode: str = "corrected") -> np.ndarray:
+    """h_i·h_j / (max(‖h_i‖, 1e-8) max(‖h_j‖, 1e-8))."""
+    return vectors.cosine(_gram(x))
+
+
+@metric("activation_magnitude_ratio", CATEGORY, (0, 1))
+def magnitude_ratio(x: Ingredients, mode: str = "corrected") -> np.ndarray:
+    """min(‖h_i‖, ‖h_j‖) / max(‖h_i‖, ‖h_j‖); 0 if a norm is below 1e-8."""
+    return vectors.magnitude_ratio(_gram(x))
+
+
+@metric("activation_dot_product", CATEGORY, (-INF, INF))
+def dot_product(x: Ingredients, mode: str = "corrected") -> np.ndarray:
+    """h_i·h_j."""
+    return _gram(x)

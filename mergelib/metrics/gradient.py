@@ -1,0 +1,50 @@
+"""Gradient metrics: loss gradients of both models on one calibration pool, with the real heads.
+
+G is the mean gradient with respect to the encoder's parameters, g the concatenation of the images'
+gradients with respect to their pixels. The published random heads are not repeated in any edition.
+"""
+
+import numpy as np
+
+from mergelib import vectors
+from mergelib.metrics.ingredients import Ingredients
+from mergelib.metrics.registry import metric
+
+CATEGORY = "gradient"
+INF = float("inf")
+
+
+@metric("encoder_gradient_cosine_similarity", CATEGORY, (-1, 1))
+def encoder_cosine_similarity(x: Ingredients, mode: str = "corrected") -> np.ndarray:
+    """Cosine of G_i and G_j."""
+    return vectors.cosine(x.need("encoder_gradient_gram"))
+
+
+@metric("encoder_gradient_l2_distance", CATEGORY, (0, INF))
+def encoder_l2_distance(x: Ingredients, mode: str = "corrected") -> np.ndarray:
+    """‖G_i − G_j‖."""
+    return vectors.distance(x.need("encoder_gradient_gram"))
+
+
+@metric("encoder_gradient_dot_product", CATEGORY, (-INF, INF))
+def encoder_dot_product(x: Ingredients, mode: str = "corrected") -> np.ndarray:
+    """G_i·G_j."""
+    return x.need("encoder_gradient_gram")
+
+
+@metric("input_gradient_cosine_similarity", CATEGORY, (-1, 1))
+def input_cosine_similarity(x: Ingredients, mode: str = "corrected") -> np.ndarray:
+    """Cosine of g_i and g_j."""
+    return vectors.cosine(x.need("input_gradient_gram"))
+
+
+@metric("input_gradient_l2_distance", CATEGORY, (0, INF))
+def input_l2_distance(x: Ingredients, mode: str = "corrected") -> np.ndarray:
+    """‖g_i − g_j‖."""
+    return vectors.distance(x.need("input_gradient_gram"))
+
+
+@metric("input_gradient_dot_product", CATEGORY, (-INF, INF))
+def input_dot_product(x: Ingredients, mode: str = "corrected") -> np.ndarray:
+    """g_i·g_j."""
+    return x.need("input_gradient_gram")

@@ -1,0 +1,114 @@
+"""What the metrics of T models are made of, gathered from files tensor by tensor."""
+
+from collections.abc import Container, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+import torch
+
+from mergelib.errors import MergelibError
+from mergelib.vectors import Source, Weights, check_same, gram, grams, opened
+
+
+@dataclass(frozen=True)
+class Factors:
+    """Ends of the thin SVD τ = U Σ Vᵀ of one matrix (m, n) for T models; k = min(10, m, n)."""
+
+    sigma: np.ndarray  # (T, min(100, m, n)), the largest, descending
+    u_top: np.ndarray  # (T, m, k)
+    v_top: np.ndarray  # (T, n, k)
+    u_bottom: np.ndarray  # (T, m, k), the last k of the min(m, n)
+    v_bottom: np.ndarray  # (T, n, k)
+
+
+@dataclass(frozen=True)
+class Ingredients:
+    """Grams, factors and means of T models; what is None was not summarized.
+
+    `zero_matrices` counts the matrices that are left out here because every task vector is zero
+    on them (3 in the published work: the text tower's remains); only `mode="paper"` counts them.
+    """
+
+    gram: np.ndarray  # (T, T) float64, task vectors
+    layer_grams: dict[str, np.ndarray]  # tensor name -> (T, T) float64
+    factors: dict[str, Factors] | None = None  # name of a 2-D tensor -> ends of its SVD
+    activation: np.ndarray | None = None  # (T, d) float64
+    encoder_gradient_gram: np.ndarray | None = None  # (T, T) float64
+    input_gradient_gram: np.ndarray | None = None  # (T, T) float64
+    zero_matrices: int = 0
+
+    def need(self, field: str) -> Any:
+        """A field that must be there. Raises MergelibError if it was not summarized."""
+        value = getattr(self, field)
+        if value is None:
+            raise MergelibError(
+                f"the summaries hold no {field}: summarize the models with it, or name only "
+                "metrics that do without"
+            )
+        return value
+
+
+def ingredients(
+    base_path: Source,
+    checkpoint_paths: Sequence[Source],
+    summary_paths: Sequence[Source],
+    zero_matrices: int = 0,
+) -> Ingredients:
+    """Gather the ingredients of T models, in the order of the paths, one tensor at a time.
+
+    A summary file holds `sigma/<tensor>`, `u_top/<tensor>`, `v_top/…`, `u_bottom/…`, `v_bottom/…`
+    and may hold `activation` (d,), `encoder_gradient/<tensor>` and `input_gradient` (N, 3, H, W).
+    Raises MergelibError if files are unreadable, do not match each other, or differ in number.
+    """
+    if len(checkpoint_paths) != len(summary_paths):
+        raise MergelibError(
+            f"{len(checkpoint_paths)} checkpoints but {len(summary_paths)} summaries: give one "
+            "summary per checkpoint, in the same order"
+        )
+    layer_grams = grams(base_path, checkpoint_paths)
+    with ExitStack() as stack:
+        files = [
+            stack.enter_context(opened(source, f"summary {t}"))
+            for t, source in enumerate(summary_paths)
+        ]
+        for file in files[1:]:
+            check_same(files[0], file)
+        return Ingredients(
+            gram=sum(layer_grams.values()),
+            layer_grams=layer_grams,
+            factors=_factors(files, layer_grams),
+            activation=_stack(files, "activation") if "activation" in files[0].shapes else None,
+            encoder_gradient_gram=_gram(files, "encoder_gradient/"),
+            input_gradient_gram=_gram(files, "input_gradient"),
+            zero_matrices=zero_matrices,
+        )
+
+
+def _keys(file: Weights, prefix: str) -> list[str]:
+    return sorted(key for key in file.shapes if key.startswith(prefix))
+
+
+def _stack(files: Sequence[Weights], key: str) -> np.ndarray:
+    if key not in files[0].shapes:
+        raise MergelibError(f"{files[0].label} lacks {key!r}: summarize the model again")
+    return torch.stack([file.read(key).double() for file in files]).numpy()
+
+
+def _gram(files: Sequence[Weights], prefix: str) -> np.ndarray | None:
+    keys = _keys(files[0], prefix)
+    return sum(gram([file.read(key) for file in files]) for key in keys) if keys else None
+
+
+def _factors(files: Sequence[Weights], known: Container[str]) -> dict[str, Factors] | None:
+    names = [key.removeprefix("sigma/") for key in _keys(files[0], "sigma/")]
+    for name in names:
+        if name not in known:
+            raise MergelibError(
+                f"{files[0].label} summarizes tensor {name!r}, which the checkpoints do not have: "
+                "summarize the checkpoints again"
+            )
+    parts = [field.name for field in fields(Factors)]
+    found = {n: Factors(**{p: _stack(files, f"{p}/{n}") for p in parts}) for n in names}
+    return found or None

@@ -1,0 +1,91 @@
+"""Subspace metrics: do the ends of the SVD τ_ℓ = U Σ Vᵀ of each matrix point the same way?
+
+Each is a mean over the matrices ℓ. In the corrected edition a matrix that is zero in either task
+vector has no directions and does not count for that pair (0 if none is left). In the paper edition
+all matrices count, and `Ingredients.zero_matrices` more, with what identical bases give.
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+
+from mergelib.metrics.ingredients import Factors, Ingredients
+from mergelib.metrics.registry import metric
+from mergelib.metrics.summary import TRIPLETS
+
+CATEGORY = "subspace"
+
+
+def layer_mean(
+    x: Ingredients, mode: str, value: Callable[[Factors], np.ndarray], zero_value: float
+) -> np.ndarray:
+    """Mean over the matrices of a pairwise value (T, T); `zero_value` is that of a zero matrix."""
+    factors: dict[str, Factors] = x.need("factors")
+    total, count = 0.0, 0.0
+    for part in factors.values():
+        alive = part.sigma[:, 0] > 0
+        counts = np.outer(alive, alive) if mode == "corrected" else np.ones((len(alive),) * 2)
+        total = total + counts * value(part)
+        count = count + counts
+    if mode == "paper":
+        total = total + x.zero_matrices * zero_value
+        count = count + x.zero_matrices
+    return np.divide(total, count, out=np.zeros_like(total), where=count > 0)
+
+
+def squared_overlap(bases: np.ndarray) -> np.ndarray:
+    """‖B_iᵀ B_j‖_F² of T orthonormal bases (T, m, k): (T, T)."""
+    models, size, k = bases.shape
+    columns = bases.transpose(1, 0, 2).reshape(size, models * k)
+    blocks = (columns.T @ columns).reshape(models, k, models, k)
+    return (blocks**2).sum(axis=(1, 3))
+
+
+@metric("singular_value_overlap", CATEGORY, (0, 1))
+def singular_value_overlap(x: Ingredients, mode: str = "corrected") -> np.ndarray:
+    """Cosine of the first 100 singular values of τ_i,ℓ and τ_j,ℓ; 0 for a zero matrix."""
+
+    def value(part: Factors) -> np.ndarray:
+        # Dividing by the sum cancels in the cosine and keeps its epsilon from mattering.
+        shares = part.sigma / np.maximum(part.sigma.sum(axis=1, keepdims=True), 1e-300)
+        norms = np.maximum(np.linalg.norm(shares, axis=1), 1e-8)
+        return shares @ shares.T / np.outer(norms, norms)
+
+    return layer_mean(x, mode, value, 0.0)
+
+
+@metric("subspace_overlap", CATEGORY, (0, 1))
+def subspace_overlap(x: Ingredients, mode: str = "corrected") -> np.ndarray:
+    """‖U_iᵀ U_j‖_F / √k over the first k left vectors; the paper edition divides by k."""
+    power = 0.5 if mode == "corrected" else 1.0
+
+    def value(part: Factors) -> np.ndarray:
+        return np.sqrt(squared_overlap(part.u_top)) / part.u_top.shape[2] ** power
+
+    return layer_mean(x, mode, value, TRIPLETS ** (0.5 - power))
+
+
+@metric("right_subspace_overlap_top_k", CATEGORY, (0, 1))
+def right_subspace_overlap_top_k(x: Ingredients, mode: str = "corrected") -> np.ndarray:
+    """‖V_iᵀ V_j‖_F / √k over the first k right vectors."""
+    return layer_mean(x, mode, lambda p: np.sqrt(squared_overlap(p.v_top) / p.v_top.shape[2]), 1.0)
+
+
+@metric("right_subspace_overlap_bottom_k", CATEGORY, (0, 1))
+def right_subspace_overlap_bottom_k(x: Ingredients, mode: str = "corrected") -> np.ndarray:
+    """‖V_iᵀ V_j‖_F / √k over the last k right vectors of the thin SVD."""
+    return layer_mean(
+        x, mode, lambda p: np.sqrt(squared_overlap(p.v_bottom) / p.v_bottom.shape[2]), 1.0
+    )
+
+
+@metric("interaction_matrix_overlap_top_k", CATEGORY, (0, 1))
+def interaction_matrix_overlap_top_k(x: Ingredients, mode: str = "corrected") -> np.ndarray:
+    """Mean squared singular value of V_iᵀ V_j, ‖V_iᵀ V_j‖_F² / k, over the first k."""
+    return layer_mean(x, mode, lambda p: squared_overlap(p.v_top) / p.v_top.shape[2], 1.0)
+
+
+@metric("interaction_matrix_overlap_bottom_k", CATEGORY, (0, 1))
+def interaction_matrix_overlap_bottom_k(x: Ingredients, mode: str = "corrected") -> np.ndarray:
+    """Mean squared singular value of V_iᵀ V_j, ‖V_iᵀ V_j‖_F² / k, over the last k."""
+    return layer_mean(x, mode, lambda p: squared_overlap(p.v_bottom) / p.v_bottom.shape[2], 1.0)

@@ -1,0 +1,178 @@
+"""What is computed once per model: factors of its task vector, mean activation, gradients."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy, normalize
+
+from mergelib.errors import MergelibError
+from mergelib.vectors import Source, task_vectors
+
+SIGMAS = 100  # singular values kept per matrix
+TRIPLETS = 10  # singular vectors kept at each end
+
+
+def thin_svd(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Thin SVD τ = U diag(s) Vᵀ of (m, n) in float64: U (m, r), s (r,), V (n, r), r = min(m, n).
+
+    Taken on the tall orientation, which is faster; a Gram matrix would be faster still but loses
+    the bottom vectors, whose squared singular values drown in rounding.
+    """
+    tall = matrix.double()
+    flip = tall.shape[0] < tall.shape[1]
+    left, s, right = torch.linalg.svd(tall.T if flip else tall, full_matrices=False)
+    return (right.T, s, left) if flip else (left, s, right.T)
+
+
+def summarize(base: Source, tuned: Source) -> dict[str, Tensor]:
+    """Ends of the thin SVD of every 2-D tensor of one task vector, as a flat dict.
+
+    `sigma/<tensor>` (min(100, m, n),) float64 and, with k = min(10, m, n), `u_top/<tensor>` (m, k),
+    `v_top/…` (n, k), `u_bottom/…` (m, k), `v_bottom/…` (n, k), float32. The SVD runs in float64;
+    float32 is enough to keep the vectors (6e-8 per entry, below what float32 checkpoints carry),
+    while the values span many orders and cost nothing. Bottom = the last k of the thin SVD, in its
+    order. Below the rank of a matrix its singular vectors are arbitrary.
+    Raises MergelibError as `mergelib.vectors.task_vectors` does.
+    Source: published metrics, category subspace.
+    """
+    kept: dict[str, Tensor] = {}
+    for name, vectors in task_vectors(base, [tuned]):
+        if vectors.ndim != 3:
+            continue
+        u, s, v = thin_svd(vectors[0])
+        k = min(TRIPLETS, len(s))
+        kept[f"sigma/{name}"] = s[:SIGMAS].clone()
+        ends = {"u_top": u[:, :k], "v_top": v[:, :k], "u_bottom": u[:, -k:], "v_bottom": v[:, -k:]}
+        kept |= {f"{end}/{name}": part.float().contiguous() for end, part in ends.items()}
+    return kept
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    was = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(was)
+
+
+def _check_images(images: Tensor) -> None:
+    if images.ndim != 4 or not images.is_floating_point() or not len(images):
+        raise MergelibError(
+            f"images have shape {tuple(images.shape)} and type {images.dtype}: give at least one, "
+            "(N, 3, H, W), normalized to floating point by `mergelib.backbones.normalize`"
+        )
+
+
+def mean_activation(visual: nn.Module, images: Tensor, batch_size: int = 100) -> Tensor:
+    """Output of the last transformer block, averaged over tokens and images: (width,) float64.
+
+    h = 1/N Σ_n 1/L Σ_l block(x_n)_l, before the final norm and projection; `visual` is open_clip's
+    vision transformer (block output (N, L, width)) and `images` (N, 3, H, W) are normalized. Every
+    image has the same weight (the published code gave every batch the same).
+    Raises MergelibError for unusable images or a tower without transformer blocks.
+    Source: published metrics, category activation.
+    """
+    _check_images(images)
+    transformer = getattr(visual, "transformer", None)
+    if not hasattr(transformer, "resblocks"):
+        raise MergelibError(
+            f"{type(visual).__name__} has no transformer.resblocks: give open_clip's vision "
+            "transformer (`model.visual`)"
+        )
+    tokens_first = not getattr(transformer, "batch_first", True)  # older open_clip: (L, N, width)
+    device = next(visual.parameters()).device
+    seen: list[Tensor] = []
+
+    def keep(module: nn.Module, inputs: object, output: Tensor) -> None:
+        rows = output.transpose(0, 1) if tokens_first else output
+        seen.append(rows.double().mean(dim=1).sum(dim=0).cpu())
+
+    hook = transformer.resblocks[-1].register_forward_hook(keep)
+    try:
+        with _evaluating(visual), torch.no_grad():
+            for batch in images.split(batch_size):
+                visual(batch.to(device))
+    finally:
+        hook.remove()
+    return torch.stack(seen).sum(dim=0) / len(images)
+
+
+def pool_gradients(
+    visual: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    heads: Sequence[Tensor],
+    task_index: Tensor,
+    batch_size: int = 50,
+) -> tuple[dict[str, Tensor], Tensor]:
+    """Gradients of the cross-entropy at one model over the calibration pool of all tasks.
+
+    loss_n = CE(normalize(visual(x_n)) · W_tᵀ, y_n), t = task_index[n], with W_t (C_t, embed_dim)
+    the frozen zero-shot head of the image's own task, already scaled. Returns
+    G = 1/N Σ_n ∂loss_n/∂θ by parameter name, and g_n = ∂loss_n/∂x_n (N, 3, H, W) with respect to
+    the normalized pixels; one backward pass per batch yields both. Sums over batches run in
+    float64; results have the parameters' type. The model runs in eval mode and is left as it was.
+    Raises MergelibError if lengths, labels, task indices or a head do not fit.
+    Source: published metrics, category gradient, with the real heads and one pool for all models
+    in place of random heads and per-pair images.
+    """
+    _check_pool(images, labels, heads, task_index)
+    parameters = {name: p.detach().requires_grad_() for name, p in visual.named_parameters()}
+    device = next(iter(parameters.values())).device
+    heads = [head.to(device) for head in heads]
+    totals = {name: torch.zeros_like(p, dtype=torch.float64) for name, p in parameters.items()}
+    pixels: list[Tensor] = []
+    with _evaluating(visual):
+        for start in range(0, len(images), batch_size):
+            part = slice(start, start + batch_size)
+            x = images[part].to(device).detach().requires_grad_()
+            features = torch.func.functional_call(visual, parameters, (x,))
+            features = normalize(features, dim=-1)
+            loss = _summed_loss(features, labels[part].to(device), heads, task_index[part])
+            # The batch loss is a sum, so each image's pixels see the gradient of its own loss.
+            wanted = [x, *parameters.values()]
+            found = torch.autograd.grad(loss, wanted, allow_unused=True)
+            pixels.append(found[0].cpu())
+            for total, gradient in zip(totals.values(), found[1:], strict=True):
+                if gradient is not None:
+                    total += gradient
+    mean = {n: (total / len(images)).to(parameters[n].dtype).cpu() for n, total in totals.items()}
+    return mean, torch.cat(pixels)
+
+
+def _summed_loss(
+    features: Tensor, labels: Tensor, heads: Sequence[Tensor], task_index: Tensor
+) -> Tensor:
+    loss = features.new_zeros(())
+    for task in task_index.unique().tolist():
+        rows = (task_index == task).nonzero().squeeze(1).to(features.device)
+        logits = features[rows] @ heads[task].to(features.dtype).T
+        loss = loss + cross_entropy(logits, labels[rows], reduction="sum")
+    return loss
+
+
+def _check_pool(
+    images: Tensor, labels: Tensor, heads: Sequence[Tensor], task_index: Tensor
+) -> None:
+    _check_images(images)
+    if not len(images) == len(labels) == len(task_index):
+        raise MergelibError(
+            f"the pool has {len(images)} images, {len(labels)} labels and {len(task_index)} task "
+            "indices: give one label and one task index per image"
+        )
+    if task_index.min() < 0 or task_index.max() >= len(heads):
+        raise MergelibError(
+            f"task indices run from {int(task_index.min())} to {int(task_index.max())} but there "
+            f"are {len(heads)} heads: give one head per task"
+        )
+    for task in task_index.unique().tolist():
+        own = labels[task_index == task]
+        if own.min() < 0 or own.max() >= len(heads[task]):
+            raise MergelibError(
+                f"labels of task {task} run from {int(own.min())} to {int(own.max())} but its head "
+                f"has shape {tuple(heads[task].shape)}: labels must lie in 0 … C-1"
+            )
