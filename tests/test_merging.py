@@ -1,0 +1,404 @@
+"""Merging against literal numpy formulas, identities, and bad input."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from mergelib.errors import MergelibError
+from mergelib.merging import EDITIONS, METHODS, merge, preset
+from mergelib.merging.dare import keep_mask
+from mergelib.store import save_tensors
+
+DETERMINISTIC = [name for name in METHODS if not METHODS[name].random]
+SHAPES = {
+    "scale": (),
+    "bias": (7,),
+    "tall": (12, 8),
+    "wide": (6, 11),
+    "conv": (4, 3, 2, 2),
+    "text_projection": (8, 8),
+}
+
+
+def models(count, shapes=None, seed=0):
+    """A base and fine-tuned models with random float32 tensors, an integer one among them."""
+    generator = torch.Generator().manual_seed(seed)
+    shapes = SHAPES if shapes is None else shapes
+    base = {k: torch.randn(s, generator=generator) for k, s in shapes.items()}
+    base["counter"] = torch.tensor(3)
+    tuned = []
+    for i in range(count):
+        model = {k: base[k] + torch.randn(s, generator=generator) for k, s in shapes.items()}
+        tuned.append({**model, "counter": torch.tensor(10 + i)})
+    return base, tuned
+
+
+def zeros_like(base):
+    return {name: torch.zeros_like(tensor) for name, tensor in base.items()}
+
+
+# --- the formulas, written out slowly -----------------------------------------------------------
+
+
+def numpy_ties(taus, density, alpha):
+    flat = [t.ravel() for t in taus]
+    kept = []
+    for t in flat:
+        m = max(1, int(math.floor(density * t.size)))
+        threshold = np.sort(np.abs(t))[::-1][m - 1]
+        kept.append([x if abs(x) >= threshold else 0.0 for x in t])
+    elected = [np.sign(sum(k[i] for k in kept)) for i in range(flat[0].size)]
+    majority = np.sign(sum(elected)) or 1.0
+    out = []
+    for i, sign in enumerate(elected):
+        sign = sign or majority
+        votes = [k[i] for k in kept if k[i] != 0 and np.sign(k[i]) == sign]
+        out.append(sum(votes) / len(votes) if votes else 0.0)
+    return alpha * np.array(out).reshape(taus[0].shape)
+
+
+def numpy_polar(a):
+    p, _, qt = np.linalg.svd(a, full_matrices=False)
+    return p @ qt
+
+
+def numpy_tsv(taus, alpha):
+    r = min(taus[0].shape) // len(taus)
+    us, ss, vts = [], [], []
+    for t in taus:
+        u, s, vt = np.linalg.svd(t, full_matrices=False)
+        us.append(u[:, :r])
+        ss.extend(s[:r])
+        vts.append(vt[:r])
+    u, vt = numpy_polar(np.hstack(us)), numpy_polar(np.vstack(vts))
+    return alpha * u @ np.diag(ss) @ vt
+
+
+def numpy_isotropic(taus, alpha, truncate):
+    total = np.zeros_like(taus[0])
+    for t in taus:
+        if truncate:
+            u, s, vt = np.linalg.svd(t, full_matrices=False)
+            s[min(t.shape) // len(taus) :] = 0
+            t = u @ np.diag(s) @ vt
+        total = total + t
+    u, s, vt = np.linalg.svd(total, full_matrices=False)
+    return alpha * u @ np.diag(np.full(len(s), s.mean())) @ vt
+
+
+def numpy_dare(taus, name, drop_rate, alpha, seed):
+    total = 0.0
+    for position, t in enumerate(taus):
+        mask = keep_mask(t.shape, drop_rate, seed, name, position).numpy()
+        total = total + np.where(mask, t, 0.0) / (1 - drop_rate)
+    return alpha * total / len(taus)
+
+
+def literal(method, taus, name, params, seed):
+    matrix = taus[0].ndim == 2 and "text_projection" not in name
+    if method == "weight_avg":
+        return sum(taus) / len(taus)
+    if method == "arithmetic":
+        return params["alpha"] * sum(taus)
+    if method == "ties":
+        return numpy_ties(taus, **params)
+    if method == "dare":
+        return numpy_dare(taus, name, seed=seed, **params)
+    if not matrix:
+        return params["alpha"] * sum(taus) / len(taus)
+    return {"tsv": numpy_tsv, "isotropic": numpy_isotropic}[method](taus, **params)
+
+
+@pytest.mark.parametrize("count", [2, 3, 5])
+@pytest.mark.parametrize("edition", EDITIONS)
+@pytest.mark.parametrize("method", list(METHODS))
+def test_literal_formula(method, edition, count):
+    shapes = SHAPES
+    if method == "isotropic" and edition == "paper":
+        # The sum of the cut task vectors has full rank only where T divides min(m, n).
+        shapes = {**SHAPES, "tall": (24, 6 if count < 5 else 10), "wide": (30, 60)}
+    base, tuned = models(count, shapes, seed=count)
+    params = preset(method, edition)
+    merged = merge(base, tuned, method, seed=4, **params)
+    assert list(merged) == list(base)
+    for name in shapes:
+        origin = base[name].double().numpy()
+        taus = [t[name].double().numpy() - origin for t in tuned]
+        expected = origin + literal(method, taus, name, params, seed=4)
+        assert merged[name].dtype == torch.float32
+        np.testing.assert_allclose(merged[name].numpy(), expected, rtol=2e-6, atol=1e-6)
+    assert merged["counter"].dtype == torch.int64
+    assert merged["counter"] == 3
+
+
+def test_defaults_are_the_corrected_edition():
+    base, tuned = models(2)
+    for method in METHODS:
+        ours = merge(base, tuned, method)
+        named = merge(base, tuned, method, **preset(method, "corrected"))
+        assert all(torch.equal(ours[k], named[k]) for k in base)
+
+
+def test_isotropic_truncation_is_the_one_difference_of_the_paper_edition():
+    for method in METHODS:
+        same = preset(method, "paper") == preset(method, "corrected")
+        assert same == (method != "isotropic")
+    base, tuned = models(2)
+    paper = merge(base, tuned, "isotropic", **preset("isotropic", "paper"))
+    ours = merge(base, tuned, "isotropic")
+    assert not torch.allclose(paper["tall"], ours["tall"], atol=1e-2)
+    assert torch.equal(paper["bias"], ours["bias"])
+
+
+# --- identities ---------------------------------------------------------------------------------
+
+
+def test_weight_average_of_one_model_with_itself_is_that_model():
+    base, (model,) = models(1)
+    merged = merge(base, [model, model], "weight_avg")
+    assert all(torch.equal(merged[k], model[k]) for k in SHAPES)
+
+
+@pytest.mark.parametrize("method", ["tsv", "weight_avg"])
+def test_one_model_alone_comes_back(method):
+    base, (model,) = models(1)
+    merged = merge(base, [model], method)
+    for name in SHAPES:
+        torch.testing.assert_close(merged[name], model[name], rtol=1e-6, atol=1e-6)
+
+
+def test_arithmetic_at_one_over_t_is_weight_averaging():
+    base, tuned = models(4)
+    arithmetic = merge(base, tuned, "arithmetic", alpha=0.25)
+    average = merge(base, tuned, "weight_avg")
+    assert all(torch.equal(arithmetic[k], average[k]) for k in base)
+
+
+@pytest.mark.parametrize("truncate", [False, True])
+def test_isotropic_flattens_the_spectrum(truncate):
+    base, tuned = models(2)
+    merged = merge(zeros_like(base), tuned, "isotropic", truncate=truncate)
+    for name in ["tall", "wide"]:
+        s = torch.linalg.svdvals(merged[name].double())
+        torch.testing.assert_close(s, s.mean().expand_as(s), rtol=1e-5, atol=0)
+
+
+def test_tsv_of_orthogonal_subspaces_is_the_sum_of_the_truncations():
+    left = np.linalg.qr(np.random.default_rng(0).normal(size=(20, 12)))[0]
+    right = np.linalg.qr(np.random.default_rng(1).normal(size=(12, 12)))[0]
+    s = np.linspace(6, 1, 6)
+    taus, cut = [], 0.0
+    for i in range(3):  # rank 4 each; ⌊12/3⌋ = 4 triplets are kept
+        u, v = left[:, 4 * i : 4 * i + 4], right[:, 4 * i : 4 * i + 4]
+        taus.append(torch.tensor(u @ np.diag(s[:4]) @ v.T, dtype=torch.float32))
+        cut = cut + u @ np.diag(s[:4]) @ v.T
+    merged = merge({"w": torch.zeros(20, 12)}, [{"w": t} for t in taus], "tsv")
+    np.testing.assert_allclose(merged["w"].numpy(), cut, atol=2e-6)
+
+
+def test_tsv_keeps_the_leading_triplets_only():
+    s1, s2 = torch.tensor([5.0, 4.0, 0.5, 0, 0, 0]), torch.tensor([0.0, 0.2, 0, 7, 6, 3])
+    expected = torch.diag(torch.tensor([5.0, 4.0, 0.5, 7, 6, 3]))
+    tuned = [{"w": torch.diag(s)} for s in (s1, s2)]
+    merged = merge({"w": torch.zeros(6, 6)}, tuned, "tsv")
+    torch.testing.assert_close(merged["w"], expected, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("method", DETERMINISTIC)
+def test_the_order_of_the_models_does_not_matter(method):
+    base, tuned = models(3, {**SHAPES, "tall": (12, 9), "wide": (6, 11)})
+    ahead, back = merge(base, tuned, method), merge(base, tuned[::-1], method)
+    for name in base:
+        torch.testing.assert_close(ahead[name], back[name], rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("method", list(METHODS))
+@pytest.mark.parametrize("edition", EDITIONS)
+def test_zero_and_rank_deficient_task_vectors(method, edition):
+    base, (one, two) = models(2)
+    params = preset(method, edition)
+    unchanged = merge(base, [base, base], method, **params)
+    assert all(torch.equal(unchanged[k], base[k]) for k in base)
+    one["tall"] = base["tall"] + torch.outer(torch.arange(12.0), torch.ones(8))
+    cases = [[one, base], [one, one], [one, two, one], [one] * 20]
+    for tuned in cases:
+        merged = merge(base, tuned, method, **params)
+        assert all(torch.isfinite(merged[k]).all() for k in SHAPES)
+
+
+@pytest.mark.parametrize("method", ["tsv", "isotropic"])
+def test_rank_deficient_results_do_not_hang_on_arbitrary_null_vectors(method):
+    # Rotating both spaces must rotate the result: a completion by null vectors would not follow.
+    rng = np.random.default_rng(3)
+    taus = [rng.normal(size=(10, 2)) @ rng.normal(size=(2, 8)) for _ in range(2)]
+    q, p = (np.linalg.qr(rng.normal(size=(n, n)))[0] for n in (10, 8))
+
+    def delta(matrices):
+        vectors = torch.stack([torch.tensor(m) for m in matrices])
+        return METHODS[method].function(vectors, "w", **preset(method)).numpy()
+
+    turned = delta([q @ t @ p for t in taus])
+    np.testing.assert_allclose(turned, q @ delta(taus) @ p, atol=1e-10)
+
+
+# --- DARE ---------------------------------------------------------------------------------------
+
+
+def test_dare_mean_over_seeds_is_weight_averaging_and_drops_p():
+    shapes = {"w": (30, 20)}
+    base, tuned = models(2, shapes)
+    draws = torch.stack([merge(base, tuned, "dare", seed=s)["w"].double() for s in range(400)])
+    average = merge(base, tuned, "weight_avg")["w"].double()
+    z = (draws.mean(0) - average) / (draws.std(0) / math.sqrt(len(draws)))
+    # 600 entries, each about standard normal; a skew of the ten-percent draws widens them a bit.
+    assert z.abs().max() < 6
+    assert abs(z.mean()) < 5 / math.sqrt(z.numel())
+    kept = torch.stack([keep_mask((600,), 0.9, s, "w", 0) for s in range(400)]).double().mean()
+    assert abs(kept - 0.1) < 5 * math.sqrt(0.09 / 240_000)
+
+
+def test_dare_mask_depends_on_seed_name_and_position_alone():
+    base, tuned = models(2, {"a": (50,), "b": (50,)})
+    torch.manual_seed(1)
+    first = merge(base, tuned, "dare", seed=5)
+    torch.manual_seed(2)
+    other = merge(
+        dict(reversed(base.items())), [dict(reversed(t.items())) for t in tuned], "dare", seed=5
+    )
+    assert all(torch.equal(first[k], other[k]) for k in base)
+    shape, rate = (200,), 0.5
+    mask = keep_mask(shape, rate, 0, "a", 0)
+    assert torch.equal(mask, keep_mask(shape, rate, 0, "a", 0))
+    for changed in [(1, "a", 0), (0, "b", 0), (0, "a", 1)]:
+        assert not torch.equal(mask, keep_mask(shape, rate, *changed))
+
+
+def test_dare_without_dropping_is_weight_averaging():
+    base, tuned = models(3)
+    dare, average = merge(base, tuned, "dare", drop_rate=0.0), merge(base, tuned, "weight_avg")
+    for name in base:
+        torch.testing.assert_close(dare[name], average[name])
+
+
+@pytest.mark.parametrize("method", list(METHODS))
+def test_the_number_of_threads_does_not_matter(method):
+    base, tuned = models(2, {"w": (384, 128)})
+    threads = torch.get_num_threads()
+    results = []
+    try:
+        for count in (1, 2):
+            torch.set_num_threads(count)
+            results.append(merge(base, tuned, method)["w"])
+    finally:
+        torch.set_num_threads(threads)
+    torch.testing.assert_close(*results, rtol=3e-7, atol=1e-7)  # one float32 rounding
+
+
+# --- bad input ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("method", "params", "words"),
+    [
+        ("tis", {}, ["merging method", "'tis'", "'ties'", "isotropic"]),
+        ("ties", {"density": 2}, ["ties", "density", "[0, 1]", "2"]),
+        ("ties", {"density": -0.1}, ["ties", "density", "[0, 1]"]),
+        ("arithmetic", {"alpha": "x"}, ["arithmetic", "alpha", "number", "'x'"]),
+        ("arithmetic", {"alpha": True}, ["arithmetic", "alpha", "number"]),
+        ("arithmetic", {"alpha": math.nan}, ["arithmetic", "alpha", "finite"]),
+        ("dare", {"drop_rate": 1.0}, ["dare", "drop_rate", "[0, 1)"]),
+        ("isotropic", {"truncate": 1}, ["isotropic", "truncate", "true or false"]),
+        ("tsv", {"alhpa": 1.0}, ["tsv", "'alhpa'", "did you mean 'alpha'"]),
+        ("weight_avg", {"alpha": 1.0}, ["weight_avg", "alpha", "no parameters"]),
+        ("dare", {"seed": 0.5}, ["dare", "seed", "0.5"]),
+    ],
+)
+def test_wrong_method_or_parameter(method, params, words):
+    base, tuned = models(2)
+    with pytest.raises(MergelibError) as error:
+        merge(base, tuned, method, **params)
+    assert all(word in str(error.value) for word in words), str(error.value)
+
+
+def test_unknown_edition():
+    with pytest.raises(MergelibError, match="edition.*corrected"):
+        preset("ties", "corected")
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda m: m.update(tall=torch.zeros(8, 12)), ["tall", "(8, 12)", "(12, 8)", "model 1"]),
+        (lambda m: m.pop("bias"), ["bias", "lacks", "model 1"]),
+        (lambda m: m.update(more=torch.zeros(2)), ["more", "lacks", "model 1"]),
+        (lambda m: m["bias"].__setitem__(2, math.nan), ["bias", "NaN", "model 1"]),
+        (lambda m: m["bias"].__setitem__(2, math.inf), ["bias", "infinite", "model 1"]),
+        (lambda m: m.update(bias=torch.zeros(7, dtype=torch.int64)), ["bias", "integers"]),
+    ],
+)
+def test_models_that_do_not_fit(change, words):
+    base, tuned = models(2)
+    change(tuned[1])
+    with pytest.raises(MergelibError) as error:
+        merge(base, tuned, "weight_avg")
+    assert all(word in str(error.value) for word in words), str(error.value)
+
+
+def test_nan_in_the_base_and_nothing_to_merge():
+    base, tuned = models(2)
+    with pytest.raises(MergelibError, match="no fine-tuned model"):
+        merge(base, [], "ties")
+    with pytest.raises(MergelibError, match="as a list"):
+        merge(base, tuned[0], "ties")
+    base["scale"].fill_(math.nan)
+    with pytest.raises(MergelibError, match="base.*'scale' has NaN"):
+        merge(base, tuned, "ties")
+
+
+@pytest.mark.parametrize("method", list(METHODS))
+def test_files_give_what_state_dicts_give(method, tmp_path):
+    base, tuned = models(2)
+    paths = [tmp_path / f"{i}.safetensors" for i in range(3)]
+    for path, model in zip(paths, [base, *tuned], strict=True):
+        save_tensors(path, model)
+    from_files, from_memory = merge(paths[0], paths[1:], method), merge(base, tuned, method)
+    assert from_files.keys() == from_memory.keys()
+    assert all(torch.equal(from_files[k], from_memory[k]) for k in base)
+    data = paths[2].read_bytes()
+    paths[2].write_bytes(data[: len(data) // 2])
+    with pytest.raises(MergelibError, match="2.safetensors is truncated"):
+        merge(paths[0], paths[1:], method)
+
+
+# --- a real architecture ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", list(METHODS))
+@pytest.mark.parametrize("edition", EDITIONS)
+def test_a_tiny_clip_tower_by_every_method(method, edition):
+    open_clip = pytest.importorskip("open_clip")
+    towers = []
+    for seed in range(3):
+        torch.manual_seed(seed)
+        model = open_clip.CLIP(
+            embed_dim=16,
+            vision_cfg={"image_size": 16, "patch_size": 8, "width": 32, "layers": 2,
+                        "head_width": 16},
+            text_cfg={"context_length": 8, "vocab_size": 20, "width": 16, "heads": 2, "layers": 1},
+        )  # fmt: skip
+        towers.append(model.visual)
+    base, *tuned = (tower.state_dict() for tower in towers)
+    before = {name: tensor.clone() for name, tensor in base.items()}
+    merged = merge(base, tuned, method, **preset(method, edition))
+    towers[0].load_state_dict(merged, strict=True)
+    assert all(torch.isfinite(merged[k]).all() for k in before)
+    assert all(merged[k].dtype == before[k].dtype for k in before)
+    # the tower was loaded in place; the merge itself leaves its inputs alone
+    again = merge(before, tuned, method, **preset(method, edition))
+    assert all(torch.equal(again[k], merged[k]) for k in before)
+    assert any(not torch.equal(merged[k], before[k]) for k in before)
+    out = towers[0](torch.rand(2, 3, 16, 16))
+    assert out.shape == (2, 16)
+    assert torch.isfinite(out).all()
