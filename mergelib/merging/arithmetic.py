@@ -9,9 +9,9 @@ from mergelib.merging.catalogue import NUMBER, method
     "arithmetic",
     parameters={"alpha": NUMBER},
     defaults={"alpha": 0.3},
-    # Tuned on validation data by its authors; 0.4 is what they recommend without any.
+    # Its authors tune it on validation data; without any, 0.4 is usual (Yadav et al. 2023).
     original={"alpha": 0.4},
-    reference="Ilharco et al. 2023, Editing models with task arithmetic, arXiv 2212.04089, §4",
+    reference="Ilharco et al. 2023, Editing models with task arithmetic, arXiv 2212.04089 (addition)",
 )
 def arithmetic(vectors: Tensor, name: str, alpha: float) -> Tensor:
     """Δ = α Σ τt."""

@@ -14,7 +14,7 @@ from mergelib.merging.factors import is_matrix, low_rank, svd
     # The released code shares TSV's loader and so cuts every task vector's spectrum first.
     released={"truncate": True},
     # Its authors tune α per model and T on validation data (0.9 to 1.5 for 8 to 20 tasks).
-    reference="Marczak et al. 2025, No task left behind, arXiv 2502.04959, Eq. 6 (Iso-C)",
+    reference="Marczak et al. 2025, No task left behind, arXiv 2502.04959 (Iso-C)",
 )
 def isotropic(vectors: Tensor, name: str, alpha: float, truncate: bool) -> Tensor:
     """Δ = α mean(σ) UVᵀ with M = Σ τt = U diag(σ) Vᵀ for a matrix, α (1/T) Σ τt otherwise.

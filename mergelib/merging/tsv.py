@@ -11,7 +11,7 @@ from mergelib.merging.factors import is_matrix, polar, svd
     "tsv",
     parameters={"alpha": NUMBER},
     defaults={"alpha": 1.0},
-    reference="Gargiulo et al. 2025, Task singular vectors, arXiv 2412.00081, Algorithm 1 (TSV-M)",
+    reference="Gargiulo et al. 2025, Task singular vectors, arXiv 2412.00081 (TSV-M)",
 )
 def tsv(vectors: Tensor, name: str, alpha: float) -> Tensor:
     """Δ = α U⊥ diag(S) V⊥ᵀ for a matrix of shape (m, n), α (1/T) Σ τt for any other tensor.
