@@ -11,7 +11,7 @@ from mergelib.merging.catalogue import NUMBER, method
     defaults={"alpha": 0.3},
     # Its authors tune it on validation data; without any, 0.4 is usual (Yadav et al. 2023).
     original={"alpha": 0.4},
-    reference="Ilharco et al. 2023, Editing models with task arithmetic, arXiv 2212.04089 (addition)",
+    reference="Ilharco et al. 2023, Editing models with task arithmetic, arXiv 2212.04089",
 )
 def arithmetic(vectors: Tensor, name: str, alpha: float) -> Tensor:
     """Δ = α Σ τt."""

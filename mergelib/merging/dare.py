@@ -23,7 +23,7 @@ def keep_mask(shape: torch.Size, drop_rate: float, seed: int, name: str, positio
     parameters={"drop_rate": RATE, "alpha": NUMBER},
     defaults={"drop_rate": 0.9, "alpha": 1.0},
     random=True,
-    reference="Yu et al. 2024, Language models are Super Mario, arXiv 2311.03099 (drop and rescale)",
+    reference="Yu et al. 2024, Language models are Super Mario, arXiv 2311.03099",
 )
 def dare(vectors: Tensor, name: str, drop_rate: float, alpha: float, seed: int) -> Tensor:
     """Δ = α (1/T) Σ maskt τt / (1 − p); each entry is dropped with probability p = drop_rate.
