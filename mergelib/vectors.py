@@ -99,6 +99,8 @@ def task_vectors(base: Source, tuned: Sequence[Source]) -> Iterator[tuple[str, T
         models = [stack.enter_context(opened(s, f"model {t}")) for t, s in enumerate(tuned)]
         for model in models:
             check_same(origin, model)
+        if not origin.floating:
+            raise MergelibError(f"{origin.label} holds no floating point tensor: check the file")
         for name in sorted(origin.floating):
             start = origin.read(name).double()
             yield name, torch.stack([model.read(name).double() - start for model in models])
@@ -109,7 +111,8 @@ def gram(vectors: Tensor | Sequence[Tensor]) -> np.ndarray:
 
     The sums run in float64: in float32 the cosines of long vectors exceed 1.
     """
-    flat = torch.stack(list(vectors)).flatten(1)
+    flat = torch.stack(list(vectors))
+    flat = flat.reshape(len(flat), -1)  # a scalar is a vector of one entry
     total = torch.zeros(len(flat), len(flat), dtype=torch.float64)
     for chunk in flat.split(CHUNK, dim=1):
         block = chunk.double()

@@ -149,6 +149,11 @@ def _summed_loss(
 ) -> Tensor:
     loss = features.new_zeros(())
     for task in task_index.unique().tolist():
+        if heads[task].shape[1] != features.shape[1]:
+            raise MergelibError(
+                f"head {task} has shape {tuple(heads[task].shape)} but the features have "
+                f"{features.shape[1]} entries: give heads of the same backbone"
+            )
         rows = (task_index == task).nonzero().squeeze(1).to(features.device)
         logits = features[rows] @ heads[task].to(features.dtype).T
         loss = loss + cross_entropy(logits, labels[rows], reduction="sum")
