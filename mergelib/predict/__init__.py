@@ -1,0 +1,35 @@
+"""Forecasts of mergeability: predictor, target, split, baseline, null."""
+
+from mergelib.predict.agreement import agreement
+from mergelib.predict.crossval import held_out
+from mergelib.predict.data import FINAL_METHODS, Pairs, assemble
+from mergelib.predict.estimators import (
+    PREDICTORS,
+    DensePearsonAdam,
+    L1PearsonAdam,
+    MSEAdam,
+    estimator,
+)
+from mergelib.predict.evaluate import evaluate
+from mergelib.predict.inference import qap
+from mergelib.predict.splits import DisjointHalves, LeaveOneTaskOut, LeaveTwoTasksOut
+from mergelib.predict.targets import target
+
+__all__ = [
+    "FINAL_METHODS",
+    "PREDICTORS",
+    "DensePearsonAdam",
+    "DisjointHalves",
+    "L1PearsonAdam",
+    "LeaveOneTaskOut",
+    "LeaveTwoTasksOut",
+    "MSEAdam",
+    "Pairs",
+    "agreement",
+    "assemble",
+    "estimator",
+    "evaluate",
+    "held_out",
+    "qap",
+    "target",
+]

@@ -1,0 +1,178 @@
+"""The predictors as scikit-learn estimators, and their table."""
+
+import numpy as np
+from sklearn.base import BaseEstimator, RegressorMixin
+from sklearn.cross_decomposition import PLSRegression
+from sklearn.linear_model import ElasticNet, Lasso, LinearRegression, Ridge
+from sklearn.pipeline import Pipeline, make_pipeline
+from sklearn.preprocessing import MinMaxScaler
+from sklearn.utils import check_random_state
+from sklearn.utils.validation import check_array, check_is_fitted, validate_data
+
+from mergelib.errors import MergelibError
+from mergelib.predict import adam
+from mergelib.registry import unknown
+
+
+class _AdamRegressor(RegressorMixin, BaseEstimator):
+    """yhat = Xw without intercept, w by Adam as the paper's released fits were made.
+
+    `fit` sets coef_ (p,), n_iter_ and n_features_in_. X is used as given: put a
+    MinMaxScaler((-1, 1)) before it, as `estimator` does.
+    """
+
+    _recipe: adam.Recipe
+
+    def _fit(self, X, y, alpha, random_state, X_val=None, y_val=None):
+        X, y = validate_data(self, X, y, dtype=np.float64, y_numeric=True)
+        seed = check_random_state(random_state)
+        start = seed.normal(0.0, self._recipe.init, X.shape[1])
+        data = self._moments(X, y)
+        watch = None
+        if X_val is not None:
+            X_val = check_array(X_val, dtype=np.float64)
+            watch = self._moments(X_val, np.asarray(y_val, dtype=np.float64))
+        start = adam.torch.from_numpy(start)[None, None]
+        weights, count = adam.fit(self._recipe, data, start, alpha, watch)
+        self.coef_ = weights[0, 0].numpy()
+        self.n_iter_ = int(count[0, 0])
+        return self
+
+    def _moments(self, X, y):
+        rows = np.ones((1, len(X)), dtype=bool)
+        return adam.moments(X[None], y[:, None], rows, center=self._recipe.loss == "pearson")
+
+    def predict(self, X):
+        """Xw, (n,); its scale and offset mean nothing for the Pearson objectives."""
+        check_is_fitted(self)
+        X = validate_data(self, X, dtype=np.float64, reset=False)
+        return X @ self.coef_
+
+    def __sklearn_tags__(self):
+        tags = super().__sklearn_tags__()
+        # no intercept, and r knows no scale: R^2 on a shifted target is bad by construction
+        tags.regressor_tags.poor_score = True
+        return tags
+
+
+class L1PearsonAdam(_AdamRegressor):
+    """min_w -r(Xw, y) + alpha * sum|w|: the paper's headline predictor.
+
+    Start N(0, 0.1^2), at most 2000 Adam steps of 0.01, patience 100 at 1e-5, weights under 1e-3
+    set to 0. Since r ignores scale the penalty drives w towards 0 and the optimizer's stop sets
+    the weights' size: prefer `lasso` or `ridge`. Source: arXiv 2601.22285 v8, section 4.
+    """
+
+    _recipe = adam.L1
+
+    def __init__(self, alpha: float = 1.0, random_state=None) -> None:
+        self.alpha = alpha
+        self.random_state = random_state
+
+    def fit(self, X, y):
+        """Fit on scaled metrics X (n, p) and targets y (n,)."""
+        return self._fit(X, y, self.alpha, self.random_state)
+
+
+class DensePearsonAdam(_AdamRegressor):
+    """max_w r(Xw, y) with w divided by its sum before each Adam step: the paper's first version.
+
+    Start N(0, 1), at most 1000 steps of 0.01, patience 50 at 1e-4. The weights do not sum to one
+    at the end, and change sign as a whole when their sum is negative: the published flaw is kept.
+    Without penalty the exact maximum is least squares (`ols`). Source: arXiv 2601.22285 v1.
+    """
+
+    _recipe = adam.DENSE
+
+    def __init__(self, random_state=None) -> None:
+        self.random_state = random_state
+
+    def fit(self, X, y):
+        """Fit on scaled metrics X (n, p) and targets y (n,)."""
+        return self._fit(X, y, 0.0, self.random_state)
+
+
+class MSEAdam(_AdamRegressor):
+    """min_w mean (y - Xw)^2 with w divided by its sum before each step: the published variant.
+
+    Start N(0, 1), at most 1000 steps of 0.01, patience 50 at 1e-6, on the validation pairs' loss
+    if they are given (as published: a leak), else on the training loss. Neither intercept nor
+    free scale: `ols` is what minimizes squared error. Source: arXiv 2601.22285 v8, appendix.
+    """
+
+    _recipe = adam.MSE
+
+    def __init__(self, random_state=None) -> None:
+        self.random_state = random_state
+
+    def fit(self, X, y, X_val=None, y_val=None):
+        """Fit on scaled metrics X (n, p), targets y (n,); X_val, y_val decide when to stop."""
+        return self._fit(X, y, 0.0, self.random_state, X_val, y_val)
+
+
+# default strength: alpha of ridge, lasso, elastic net, paper-l1; number of components of pls
+PREDICTORS: dict[str, float | None] = {
+    "ols": None,
+    "ridge": 1.0,
+    "lasso": 1e-4,
+    "elasticnet": 1e-4,
+    "pls": 3,
+    "paper-dense": None,
+    "paper-l1": 1.0,
+    "paper-mse": None,
+}
+# strengths tried by the nested choice (`alpha="auto"`)
+GRIDS: dict[str, tuple[float, ...]] = {
+    "ridge": tuple(10.0**k for k in range(-3, 5)),
+    "lasso": tuple(float(x) for x in np.logspace(-6, -2, 9)),
+    "elasticnet": tuple(float(x) for x in np.logspace(-6, -2, 9)),
+    "pls": (1, 2, 3, 4, 6, 8),
+    "paper-l1": (0.0, 0.1, 0.3, 1.0, 3.0),
+}
+
+
+def check_predictor(name: str) -> str:
+    """The name itself. Raises MergelibError for an unknown predictor."""
+    if name not in PREDICTORS:
+        raise MergelibError(unknown("predictor", name, PREDICTORS))
+    return name
+
+
+def estimator(name: str, alpha: float | None = None, seed: int = 0) -> Pipeline:
+    """The predictor as a pipeline: metrics to [-1, 1] on the training pairs, then the fit.
+
+    ols: least squares with intercept, of least norm when collinear.
+    ridge: sum of squared errors + alpha ||w||^2, intercept unpenalized.
+    lasso, elasticnet: scikit-learn's objective, mean squared error / 2 + alpha (penalty), the
+    elastic net half L1 and half L2. pls: `alpha` components. paper-*: see the classes.
+
+    Raises MergelibError for an unknown name or a strength that is not positive.
+    """
+    alpha = strength(name, alpha)
+    steps = {
+        "ols": lambda: LinearRegression(),
+        "ridge": lambda: Ridge(alpha=alpha),
+        "lasso": lambda: Lasso(alpha=alpha, max_iter=100_000),
+        "elasticnet": lambda: ElasticNet(alpha=alpha, l1_ratio=0.5, max_iter=100_000),
+        "pls": lambda: PLSRegression(n_components=int(alpha), scale=False),
+        "paper-dense": lambda: DensePearsonAdam(random_state=seed),
+        "paper-l1": lambda: L1PearsonAdam(alpha=alpha, random_state=seed),
+        "paper-mse": lambda: MSEAdam(random_state=seed),
+    }
+    return make_pipeline(MinMaxScaler((-1, 1)), steps[name]())
+
+
+def strength(name: str, alpha: float | None) -> float | None:
+    """`alpha`, or the predictor's default where it is None."""
+    default = PREDICTORS[check_predictor(name)]
+    if alpha is None:
+        return default
+    if default is None:
+        raise MergelibError(f"predictor {name!r} has no strength: leave --alpha out")
+    least = 1 if name == "pls" else 0
+    if not np.isfinite(alpha) or alpha < least or (alpha == 0 and name != "paper-l1"):
+        allowed = "at least 1" if name == "pls" else "above 0 (use ols for none)"
+        raise MergelibError(f"--alpha {alpha} for predictor {name!r}: give a number {allowed}")
+    if name == "pls" and alpha != int(alpha):
+        raise MergelibError(f"--alpha {alpha} for predictor 'pls': give a whole number")
+    return alpha
