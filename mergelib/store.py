@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import tempfile
+import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -85,7 +86,10 @@ def read_table(path: Path) -> pd.DataFrame:
     try:
         if path.suffix == ".parquet":
             return pd.read_parquet(path)
-        return pd.read_csv(path, float_precision="round_trip")
+        with warnings.catch_warnings():
+            # older pandas reads exactly only when asked; newer always does, and says so
+            warnings.filterwarnings("ignore", "The 'float_precision'", DeprecationWarning)
+            return pd.read_csv(path, float_precision="round_trip")
     except (ValueError, OSError) as error:
         raise MergelibError(f"table {path} cannot be read ({error}): make it again") from None
 
