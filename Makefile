@@ -29,7 +29,8 @@ setup: $(INSTALLED)
 
 # One call, so that pip picks builds of torch, torchvision and open_clip_torch that fit together.
 $(INSTALLED): pyproject.toml
-	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "mergelib needs Python 3.11 or newer: make PYTHON=python3.11")'
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "mergelib needs Python 3.11 or newer: make PYTHON=python3.11")'
+	@echo "Setting up $(VENV); the first time this takes some minutes."
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --editable ".[test]"
 	touch $@

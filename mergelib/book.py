@@ -176,6 +176,7 @@ def execute(path: Path, target: Path, parameters: Mapping[str, Any], root: Path)
             str(draft),
             parameters=dict(parameters),
             kernel_name="python3",
+            language="python",
             cwd=str(path.parent),
             progress_bar=False,
             extra_arguments=["--log-level=40"],  # the kernel remarks on its loopback transport
@@ -283,11 +284,10 @@ def commit_outputs(path: Path, executed: Path) -> None:
 def render(source: Path, executed: Path, work: Path) -> Path:
     """Render the executed chapters with Jupyter Book, every warning an error; returns the folder.
 
-    Raises MergelibError with the first warning.
+    Raises MergelibError with the first warnings.
     """
     site = work / "site"
-    shutil.rmtree(site, ignore_errors=True)
-    shutil.rmtree(work / "_build", ignore_errors=True)
+    shutil.rmtree(work, ignore_errors=True)
     site.mkdir(parents=True)
     for name in ("_config.yml", "_toc.yml"):
         if not (source / name).is_file():
@@ -413,7 +413,7 @@ def build(
     """
     source = Path(source).resolve()
     out = (Path(out) if out else source / "_build" / "html").resolve()
-    executed = out.parent / "book"
+    executed = source / "_build" / "book"
     if commit and (tables or parameters):
         raise MergelibError("--commit-outputs keeps what the defaults give: leave the others out")
     if tables and not Path(tables).is_dir():
@@ -425,7 +425,7 @@ def build(
     _refuse_unknown(parameters or {}, plan)
     keys = {path: chapter_key(path, passed) for path, passed in plan.items()}
     stamp = executed / "html.key"
-    state = _site_key(source, names, keys)
+    state = digest(str(out), _site_key(source, names, keys))
     done = out.is_dir() and stamp.is_file() and stamp.read_text() == state
     if not done:
         shutil.rmtree(out, ignore_errors=True)
@@ -436,11 +436,11 @@ def build(
         if commit:
             commit_outputs(path, target)
     if not done:
-        rendered = render(source, executed, executed)
+        rendered = render(source, executed, executed.with_name("render"))
         check_pages(rendered, names)
         check_links(rendered)
         out.parent.mkdir(parents=True, exist_ok=True)
-        rendered.replace(out)
+        shutil.move(rendered, out)
         write_atomic(stamp, state.encode())
     return check_pages(out, names)
 
