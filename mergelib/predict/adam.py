@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from threadpoolctl import threadpool_limits
 from torch import Tensor
 
 from mergelib.predict.folds import Linear, scaled, scaling
@@ -89,6 +90,7 @@ def _mse(w: Tensor, s: Moments) -> tuple[Tensor, Tensor]:
     return loss, 2 * (sw - s.xy) / n[..., None]
 
 
+@threadpool_limits.wrap(limits=1)  # the tensors are small: threads would only wait on another
 def fit(
     recipe: Recipe,
     data: Moments,

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
+from threadpoolctl import threadpool_limits
 
 from mergelib.predict.crossval import fold_seeds, held_out
 from mergelib.predict.folds import RidgeFolds
@@ -54,6 +55,7 @@ def _column(function: Callable, values: np.ndarray) -> np.ndarray:
     return np.array([function(c) if len(c) else np.nan for c in kept])
 
 
+@threadpool_limits.wrap(limits=1)  # thousands of small solves: threads would only wait
 def qap(
     name: str,
     X: np.ndarray,
