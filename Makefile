@@ -9,8 +9,8 @@ INSTALLED := $(VENV)/.installed
 BUILD := _build
 NAME := $(basename $(notdir $(PARAMS)))
 
-# Quiet, and the same on every machine: no Qt, no window, no debugger notes from kernels.
-export MPLBACKEND ?= agg
+# The same on every machine: figures land in the chapters, and kernels keep their notes to themselves.
+unexport MPLBACKEND
 export PYDEVD_DISABLE_FILE_VALIDATION := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 

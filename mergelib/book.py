@@ -169,8 +169,8 @@ def execute(path: Path, target: Path, parameters: Mapping[str, Any], root: Path)
 
     draft = target.with_suffix(".draft.ipynb")
     draft.parent.mkdir(parents=True, exist_ok=True)
-    os.environ.setdefault("PYDEVD_DISABLE_FILE_VALIDATION", "1")  # the kernel's debugger talks
     try:
+        _settle_environment()
         papermill.execute_notebook(
             str(path),
             str(draft),
@@ -192,6 +192,12 @@ def execute(path: Path, target: Path, parameters: Mapping[str, Any], root: Path)
     finally:
         draft.unlink(missing_ok=True)
     write_notebook(target, clean(notebook, root, path.name))
+
+
+def _settle_environment() -> None:
+    """A kernel inherits ours: a backend set there would keep its figures out of the chapter."""
+    os.environ.pop("MPLBACKEND", None)
+    os.environ.setdefault("PYDEVD_DISABLE_FILE_VALIDATION", "1")
 
 
 def _line(text: str, which: int) -> str:

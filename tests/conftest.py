@@ -3,9 +3,11 @@
 import os
 from pathlib import Path
 
+import matplotlib
 import pytest
 import torch
 
+matplotlib.use("agg")  # here only: the environment of the chapters' kernels stays as it is
 torch.set_num_threads(1)
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -81,6 +81,20 @@ def test_builds_in_order_of_the_contents_then_only_what_changed(small, no_networ
     assert (runs(small, "b_first"), runs(small, "a_second")) == (2, 1)
 
 
+def test_figures_land_in_the_chapter_whatever_backend_the_user_has_set(tmp_path, monkeypatch):
+    monkeypatch.setenv("MPLBACKEND", "agg")
+    path = tmp_path / "book" / "draws.ipynb"
+    path.parent.mkdir()
+    chapter(path, "from mergelib import plots\nplots.style()", "ax = plots.plt.subplots()[1]")
+    pictures = []
+    for name in ("once", "again"):
+        book.execute(path, tmp_path / f"{name}.ipynb", {}, tmp_path)
+        outputs = nbformat.read(tmp_path / f"{name}.ipynb", 4).cells[-1].outputs
+        pictures += [output.data["image/png"] for output in outputs]
+    assert len(pictures) == 2
+    assert pictures[0] == pictures[1]
+
+
 def test_a_chapter_depends_on_its_source_data_parameters_and_nothing_else(small):
     path = small / "book" / "a_second.ipynb"
     key = book.chapter_key(path, {})
@@ -238,6 +252,8 @@ def test_chapter_form(path):
     code = [cell for cell in notebook.cells if cell.cell_type == "code"]
     assert any(cell.outputs for cell in code), "commit the outputs: mergelib book --commit-outputs"
     assert [c.execution_count for c in code] == list(range(1, len(code) + 1)), "run it in order"
+    # nbval's kernel shows the value all the same, so the outputs would differ.
+    assert not any(c.source.rstrip().endswith(";") for c in code), "assign instead of `;`"
     outputs = [output for cell in code for output in cell.outputs]
     kinds = {output.output_type for output in outputs}
     assert "error" not in kinds
