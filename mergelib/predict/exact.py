@@ -1,0 +1,54 @@
+"""What the Pearson objectives optimize exactly: least squares, and the lasso path."""
+
+import warnings
+
+import numpy as np
+from sklearn.linear_model import Lasso
+
+from mergelib.errors import MergelibError
+
+
+def max_pearson(X: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """The weights w (p,) that maximize r(Xw, y), with Xw centered of norm 1.
+
+    r(Xw, y) = cos(Xc w, yc), so the maximum is the direction whose Xc w is the projection of yc
+    on the columns of Xc: least squares with intercept, up to scale. Of collinear columns the
+    solution of least norm. Raises MergelibError for a constant y.
+    """
+    Xc, yc = _centered(X, y)
+    w = np.linalg.lstsq(Xc, yc, rcond=None)[0]
+    return w / np.linalg.norm(Xc @ w)
+
+
+def lasso_pearson(X: np.ndarray, y: np.ndarray, penalty: float) -> np.ndarray:
+    """The weights w (p,) that maximize r(Xw, y) - penalty * sum|w| subject to ||Xc w|| = 1.
+
+    At unit prediction variance the penalty means something (without the bound the optimum is
+    w -> 0). With b = s w, s >= 0, the lasso objective is
+        1/2 ||yc - Xc b||^2 + lam ||b||_1 = 1/2 ||yc||^2 - s (r ||yc|| - lam ||w||_1) + s^2 / 2,
+    least in s at s = r ||yc|| - lam ||w||_1 (or 0), where it is
+        1/2 ||yc||^2 - 1/2 max(0, r ||yc|| - lam ||w||_1)^2:
+    the best w is the lasso solution at lam = penalty * ||yc||, scaled to unit prediction variance,
+    and running over penalty runs along the lasso path. Zeros if no w has a positive value.
+    Raises MergelibError for a constant y or a negative penalty.
+    """
+    if penalty < 0:
+        raise MergelibError(f"penalty {penalty} is negative: give 0 (least squares) or more")
+    if penalty == 0:
+        return max_pearson(X, y)
+    Xc, yc = _centered(X, y)
+    size = np.linalg.norm(yc)
+    # scikit-learn divides the squared error by 2n; unit-norm y keeps its tolerance meaningful
+    model = Lasso(alpha=penalty / len(yc), fit_intercept=False, tol=1e-10, max_iter=1_000_000)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # exactly collinear columns converge slowly, yet enough
+        w = model.fit(Xc, yc / size).coef_
+    norm = np.linalg.norm(Xc @ w)
+    return w / norm if norm > 0 else w
+
+
+def _centered(X: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    Xc, yc = X - X.mean(axis=0), y - y.mean()
+    if not np.linalg.norm(yc) > 0:
+        raise MergelibError("y is constant: no correlation with it is defined")
+    return Xc, yc

@@ -1,0 +1,73 @@
+"""Does a predictor travel: fitted on one setting's pairs, forecasting another's."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from mergelib.errors import MergelibError
+from mergelib.predict.crossval import choose_alpha, fit_folds, fold_seeds
+from mergelib.predict.data import Pairs
+from mergelib.predict.folds import Linear, scaling
+from mergelib.predict.inference import relabel
+from mergelib.predict.scores import pearson
+
+
+@dataclass(frozen=True)
+class Transfer:
+    """prediction (n_to, m) of the other setting's pairs; r (m,); null (N, m) of relabellings."""
+
+    prediction: np.ndarray
+    r: np.ndarray
+    null: np.ndarray
+
+    @property
+    def p(self) -> np.ndarray:
+        """(1 + #{null >= r}) / (1 + N) per method."""
+        return (1 + (self.null >= self.r - 1e-12).sum(axis=0)) / (1 + len(self.null))
+
+
+def transfer(
+    fitted: Pairs,
+    y: np.ndarray,
+    other: Pairs,
+    y_other: np.ndarray,
+    predictor: str = "ridge",
+    alpha=None,
+    seed: int = 0,
+    rescale: bool = True,
+    draws: int = 0,
+) -> Transfer:
+    """Fit y (n, m) on all of one setting's pairs, forecast another's y_other (n_to, m).
+
+    Both settings may share tasks: what is new is the backbone or optimizer. `rescale` puts the
+    other setting's metrics on [-1, 1] by their own range (known before any merge), since raw
+    metrics differ in size between backbones; without it the fitted setting's range is kept.
+    `draws` relabels the other setting's tasks against the forecasts (QAP).
+
+    Raises MergelibError if the two differ in metrics or methods.
+    """
+    for name in ("metrics", "methods"):
+        a, b = getattr(fitted, name), getattr(other, name)
+        if a != b:
+            differing = ", ".join(sorted(set(a) ^ set(b))) or "the order"
+            raise MergelibError(f"the two settings differ in {name}: {differing}")
+    train = np.ones((1, len(fitted)), dtype=bool)
+    seeds = fold_seeds(seed, fitted.methods, 1)
+    if isinstance(alpha, str):
+        alpha = choose_alpha(predictor, fitted.X, y, fitted.ends, train, seeds)
+    model = fit_folds(predictor, fitted.X, y, train, ~train, alpha, seeds)
+    if rescale:
+        model = Linear(*scaling(other.X, np.ones((1, len(other)), dtype=bool)), model.coef,
+                       model.intercept)  # fmt: skip
+    prediction = model.predict(other.X)[0]
+    every = np.ones_like(prediction, dtype=bool)
+    rng = np.random.default_rng([seed, 3])
+    null = np.empty((draws, y.shape[1]))
+    present = np.unique(other.ends)
+    for k in range(draws):
+        order = np.arange(int(present.max()) + 1)
+        order[present] = rng.permutation(present)
+        moved = relabel(y_other, other.ends, order)
+        valid = ~np.isnan(moved)
+        null[k] = pearson(prediction, np.where(valid, moved, 0.0), valid, axis=0)
+    return Transfer(prediction, pearson(prediction, y_other, every, axis=0), null)
