@@ -16,7 +16,7 @@ from mergelib.store import load_tensors, read_json
 
 WEIGHTS = Path(__file__).parent / "weights"
 GLYPH_VIT = "glyph-vit"
-CONTEXT = 24
+CONTEXT = 16
 PAD, START, END = "<pad>", "<start>", "<end>"
 _ALPHABET = "abcdefghijklmnopqrstuvwxyz0123456789"
 
@@ -69,11 +69,9 @@ def tokenize(texts: Sequence[str], index: dict[str, int]) -> Tensor:
 
 
 def glyph_model(n_tokens: int) -> CLIP:
-    """The miniature CLIP: 32-pixel images, patch 8, six blocks of width 128; a two-block text tower."""
+    """The miniature CLIP: 32-pixel images in patches of 8, six blocks; two for the text."""
     vision = CLIPVisionCfg(layers=6, width=128, head_width=32, patch_size=8, image_size=32)
-    text = CLIPTextCfg(
-        context_length=CONTEXT, vocab_size=n_tokens, width=128, heads=4, layers=2
-    )
+    text = CLIPTextCfg(context_length=CONTEXT, vocab_size=n_tokens, width=128, heads=4, layers=2)
     return CLIP(embed_dim=128, vision_cfg=vision, text_cfg=text)
 
 

@@ -55,7 +55,7 @@ COMMON = (
 class Recipe:
     """What the pretrained weights depend on, besides the pixels."""
 
-    steps: int = 3600
+    steps: int = 2600
     batch: int = 512
     learning_rate: float = 1.5e-3
     weight_decay: float = 0.1

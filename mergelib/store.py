@@ -1,4 +1,4 @@
-"""Artifacts on disk: written atomically, named by the digest of what they depend on, never pickled."""
+"""Artifacts on disk: written atomically, named by what they depend on, never pickled."""
 
 import hashlib
 import json

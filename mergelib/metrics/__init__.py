@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from importlib import import_module
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -52,6 +53,21 @@ def pairwise(
     return pd.DataFrame(table)
 
 
+def pairwise_of_checkpoints(
+    base: Path, models: Sequence[Path], mode: str = "corrected"
+) -> pd.DataFrame:
+    """The weight metrics (task vector, effective rank, subspace) of checkpoint files.
+
+    Models are named by their file names without suffix. Raises MergelibError for fewer than two
+    models, equal names, and as `mergelib.vectors.task_vectors` does.
+    """
+    if len(models) < 2:
+        raise MergelibError(f"{len(models)} model: metrics compare two or more, give another")
+    x = ingredients(base, models, [summarize(base, model) for model in models])
+    names = [row.name for row in METRICS.rows() if row.category not in ("activation", "gradient")]
+    return pairwise(x, [Path(model).stem for model in models], names, mode)
+
+
 __all__ = [
     "CATEGORIES",
     "METRICS",
@@ -63,6 +79,7 @@ __all__ = [
     "mean_activation",
     "metric",
     "pairwise",
+    "pairwise_of_checkpoints",
     "pool_gradients",
     "summarize",
 ]

@@ -37,7 +37,9 @@ TYPEFACES = {
     "DejaVuSansMono-BoldOblique": "bold italic mono",
 }
 # Words of an icon's name that say how it is drawn, not what it shows.
-ICON_STYLES = frozenset("outline fill line bold thin light duotone variant alt".split())
+ICON_STYLES = frozenset(
+    ("outline", "fill", "line", "bold", "thin", "light", "duotone", "variant", "alt")
+)
 
 
 @dataclass(frozen=True)
@@ -117,9 +119,7 @@ def icons() -> tuple[Glyph, ...]:
 
 @cache
 def _font(stem: str, size: int) -> ImageFont.FreeTypeFont:
-    return ImageFont.truetype(
-        str(_font_files()[stem]), size, layout_engine=ImageFont.Layout.BASIC
-    )
+    return ImageFont.truetype(str(_font_files()[stem]), size, layout_engine=ImageFont.Layout.BASIC)
 
 
 @cache

@@ -90,7 +90,10 @@ _script("braille", "signs", range(0x2801, 0x2840), BUSY)
 _script("arrows", "signs", range(0x2190, 0x21B0), SMALL)
 _script("operators", "signs", range(0x2200, 0x2228), SOFT)
 _script(
-    "games", "signs", [*range(0x2680, 0x2686), *range(0x2654, 0x2660), *range(0x2660, 0x2668)], SMALL
+    "games",
+    "signs",
+    [*range(0x2680, 0x2686), *range(0x2654, 0x2660), *range(0x2660, 0x2668)],
+    SMALL,
 )
 _icon_task(
     "animals",
@@ -131,7 +134,12 @@ _register(
 def _colored(rng, sizes):
     pools = tuple(g for face in TYPEFACES.values() for g in _letters(face))
     style = Style(
-        rotation=20, scale=(0.5, 1.0), noise=(0.1, 0.25), contrast=(0.3, 0.8), tint=0.12, clutter=0.2
+        rotation=20,
+        scale=(0.5, 1.0),
+        noise=(0.1, 0.25),
+        contrast=(0.3, 0.8),
+        tint=0.12,
+        clutter=0.2,
     )
     made = {}
     for split in SPLITS:

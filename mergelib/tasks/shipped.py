@@ -13,9 +13,8 @@ from mergelib.errors import MergelibError
 from mergelib.tasks import SPLITS, TASKS, Source
 from mergelib.tasks.render import DEGRADATIONS, SIZE
 
-_DIGITS = tuple(
-    f"digit {word}" for word in "zero one two three four five six seven eight nine".split()
-)
+_NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+_DIGITS = tuple(f"digit {word}" for word in _NUMBERS)
 _DIGIT_TEMPLATES = ("{}", "a {}", "a blurred {}", "white {} on black", "{} in sans on black")
 
 
@@ -70,7 +69,16 @@ def _faces(rng, sizes):
 # One photograph is on one side of a split only; patches of it are cut after the photographs are
 # dealt. The sets are fixed by hand so that each holds texture, nature, people and documents.
 PHOTOGRAPHS = {
-    "train": ("astronaut", "brick", "coffee", "rocket", "retina", "coins", "page", "motorcycle_left"),
+    "train": (
+        "astronaut",
+        "brick",
+        "coffee",
+        "rocket",
+        "retina",
+        "coins",
+        "page",
+        "motorcycle_left",
+    ),
     "calibration": ("grass", "clock_motion", "ihc"),
     "test": ("camera", "chelsea", "gravel", "hubble_deep_field", "text", "cell", "flower", "china"),
 }
