@@ -213,3 +213,17 @@ def image_grid(
                 ax.set_title(str(titles[index]).replace("_", "\n"), fontsize=9)
     figure.tight_layout(pad=0.3)
     return figure
+
+
+def mosaic(images: ArrayLike, columns: int = 3) -> np.ndarray:
+    """Images (N, 3, H, W) side by side, row after row, as one (3, rows·H, columns·W).
+
+    Raises MergelibError unless N fills the rows.
+    """
+    images = np.asarray(images)
+    n, channels, height, width = images.shape
+    if not n or n % columns:
+        raise MergelibError(f"{n} images do not fill rows of {columns}: give a multiple")
+    rows = n // columns
+    tiles = images.reshape(rows, columns, channels, height, width)
+    return tiles.transpose(2, 0, 3, 1, 4).reshape(channels, rows * height, columns * width)
