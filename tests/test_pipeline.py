@@ -1,0 +1,278 @@
+"""The pipeline end to end on four tasks: whole, killed and continued, and with broken input."""
+
+import itertools
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from mergelib import params, pipeline
+from mergelib.backbones import GLYPH_VIT, load
+from mergelib.cli import main
+from mergelib.merging import METHODS
+from mergelib.metrics import METRICS
+from mergelib.store import load_tensors, read_json, save_tensors
+
+FILES = ("metrics.csv", "merges.csv", "tasks.csv", "meta.json")
+
+
+@pytest.fixture(scope="module")
+def smoke(root):
+    return root / "params" / "smoke.yaml"
+
+
+def command(smoke, folder):
+    return [
+        *(sys.executable, "-m", "mergelib.cli", "run", "--params", str(smoke)),
+        *("--store", str(folder / "store"), "--tables", str(folder / "tables")),
+    ]
+
+
+@pytest.fixture(scope="module")
+def done(smoke, tmp_path_factory):
+    """An undisturbed run in a process of its own."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    subprocess.run(command(smoke, folder), check=True, capture_output=True, timeout=900)
+    return folder
+
+
+def test_the_tables_are_whole(smoke, done):
+    run = params.load(smoke)
+    pairs = list(itertools.combinations(run.tasks, 2))
+    metrics = pd.read_csv(done / "tables" / "metrics.csv")
+    assert list(metrics.columns) == ["task_a", "task_b", *METRICS] and len(METRICS) == 28
+    assert list(zip(metrics.task_a, metrics.task_b, strict=True)) == pairs
+    assert np.isfinite(metrics[list(METRICS)].to_numpy()).all()
+    merges = pd.read_csv(done / "tables" / "merges.csv")
+    assert len(merges) == len(pairs) * len(METHODS)
+    accuracies = merges[["acc_a", "acc_b", "single_a", "single_b"]].to_numpy()
+    assert ((accuracies >= 0) & (accuracies <= 1)).all()
+    assert np.allclose(accuracies * 60, np.round(accuracies * 60))  # 60 test images a task
+    tasks = pd.read_csv(done / "tables" / "tasks.csv").set_index("task")
+    assert list(tasks.index) == run.tasks
+    single = merges.set_index("task_a")["single_a"].groupby("task_a").first()
+    assert (tasks.fine_tuned[single.index] == single).all()
+    meta = read_json(done / "tables" / "meta.json")
+    assert meta["mode"] == "corrected" and meta["backbone"] == GLYPH_VIT
+
+
+def test_a_merge_by_hand_gives_the_table_s_accuracy(smoke, done):
+    run = params.load(smoke)
+    merges = pd.read_csv(done / "tables" / "merges.csv")
+    row = merges[merges.method == "weight_avg"].iloc[1]
+    states = [
+        load_tensors(pipeline.path(done / "store", run, "tuned", task))
+        for task in (row.task_a, row.task_b)
+    ]
+    backbone = load()
+    backbone.model.visual.load_state_dict(
+        {name: (states[0][name] + states[1][name]) / 2 for name in states[0]}
+    )
+    for side, task in (("acc_a", row.task_a), ("acc_b", row.task_b)):
+        test = pipeline.split(done / "store", run, task, "test")
+        with torch.no_grad():
+            features = backbone.model.visual(backbone.normalize(test.images))
+        guess = (features @ pipeline.head(run, task).T).argmax(1)
+        # Rounding of the weights may turn an image on the edge, no more.
+        assert float((guess == test.labels).float().mean()) == pytest.approx(row[side], abs=0.02)
+
+
+def test_a_metric_by_hand(smoke, done):
+    run = params.load(smoke)
+    base = load().visual_state()
+    vectors = [
+        np.concatenate(
+            [(state[name].double() - base[name].double()).flatten().numpy() for name in base]
+        )
+        for state in (
+            load_tensors(pipeline.path(done / "store", run, "tuned", task)) for task in run.tasks
+        )
+    ]
+    metrics = pd.read_csv(done / "tables" / "metrics.csv")
+    for row, (i, j) in zip(metrics.itertuples(), itertools.combinations(range(4), 2), strict=True):
+        a, b = vectors[i], vectors[j]
+        cosine = a @ b / np.linalg.norm(a) / np.linalg.norm(b)
+        assert row.task_vector_cosine_similarity == pytest.approx(cosine, abs=1e-9)
+
+
+def test_killed_three_times_it_ends_with_the_same_bits(smoke, done, tmp_path):
+    watched = (("tuned/*.safetensors", 2), ("summary/*.safetensors", 1), ("merged/*.json", 13))
+    for pattern, count in watched:
+        running = subprocess.Popen(
+            command(smoke, tmp_path), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+        while len(list((tmp_path / "store").glob(pattern))) < count and running.poll() is None:
+            time.sleep(0.02)
+        running.send_signal(signal.SIGKILL)
+        running.wait()
+        assert running.returncode == -signal.SIGKILL  # it was in the middle of its work
+        assert not (tmp_path / "tables").exists()
+    kept = {file: os.stat(file).st_mtime_ns for file in (tmp_path / "store").glob("tuned/*.json")}
+    subprocess.run(command(smoke, tmp_path), check=True, capture_output=True, timeout=900)
+    for name in FILES:
+        assert (tmp_path / "tables" / name).read_bytes() == (done / "tables" / name).read_bytes()
+    assert kept and all(os.stat(file).st_mtime_ns == at for file, at in kept.items())
+    assert not list((tmp_path / "store").rglob("*.tmp"))
+
+
+def test_nothing_is_done_twice_and_nothing_asks_for_the_network(
+    smoke, done, tmp_path, no_network, monkeypatch
+):
+    run = params.load(smoke)
+    for unit in ("make_data", "make_tuned", "make_summary", "make_merged"):
+        monkeypatch.setattr(pipeline, unit, None)  # a call would fail
+    pipeline.execute(run, done / "store", tmp_path, jobs=1)
+    for name in FILES:
+        assert (tmp_path / name).read_bytes() == (done / "tables" / name).read_bytes()
+
+
+def test_a_slice_runs_with_the_network_blocked(smoke, tmp_path, no_network):
+    run = params.load(smoke)
+    small = replace(run, tasks=["digits", "braille"], methods={"tsv": {}, "dare": {}})
+    small = replace(small, finetune=replace(run.finetune, steps=1))
+    made = pipeline.execute(small, tmp_path / "store", tmp_path / "tables", jobs=1)
+    assert len(made["merges"]) == 2 and len(made["metrics"]) == 1
+
+
+def test_threads_change_no_bit(smoke, tmp_path):
+    run = params.load(smoke)
+    small = replace(run, tasks=["digits", "braille"], methods={"tsv": {}})
+    small = replace(small, finetune=replace(run.finetune, steps=2))
+    tables = []
+    before = torch.get_num_threads()
+    try:
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            folder = tmp_path / str(threads)
+            pipeline.execute(small, folder, folder / "tables", jobs=1)
+            tables.append([(folder / "tables" / name).read_bytes() for name in FILES])
+    finally:
+        torch.set_num_threads(before)
+    assert tables[0] == tables[1]
+
+
+def test_a_key_follows_what_it_depends_on(smoke):
+    run = params.load(smoke)
+    slower = replace(run, finetune=replace(run.finetune, learning_rate=1e-4))
+    other = replace(run, methods=run.methods | {"ties": {"density": 0.5}})
+    assert pipeline.key(run, "data", "digits") == pipeline.key(slower, "data", "digits")
+    assert pipeline.key(run, "tuned", "digits") != pipeline.key(slower, "tuned", "digits")
+    pair = ("digits", "braille")
+    for method, same in (("ties", False), ("tsv", True)):
+        keys = [pipeline.key(each, "merged", *pair, method) for each in (run, other)]
+        assert (keys[0] == keys[1]) is same
+
+
+def test_a_study_stacks_its_variants(smoke, tmp_path):
+    run = params.load(smoke)
+    recipe = replace(run.finetune, steps=1, regularizer="gradient_norm")
+    study = replace(run, tasks=["digits", "braille"], methods={"weight_avg": {}})
+    study = replace(study, finetune=recipe, strengths=[0.0, 0.1], seeds=[0, 1])
+    made = pipeline.execute(study, tmp_path / "store", tmp_path / "tables", jobs=1)
+    found = made["merges"][["strength", "seed"]].to_numpy().tolist()
+    assert found == [[0.0, 0], [0.0, 1], [0.1, 0], [0.1, 1]]
+    assert sorted(p.name for p in (tmp_path / "tables").iterdir()) == [
+        "merges.csv",
+        "meta.json",
+        "tasks.csv",
+    ]
+
+
+@pytest.fixture
+def models(tmp_path):
+    """A base and two models of it, as files."""
+    base = load().visual_state()
+    torch.manual_seed(0)
+    for name in ("base", "a", "b"):
+        shift = 0.0 if name == "base" else 0.01
+        save_tensors(
+            tmp_path / f"{name}.safetensors",
+            {key: value + shift * torch.randn_like(value) for key, value in base.items()},
+        )
+    return tmp_path
+
+
+def merge_of(models, **changes):
+    given = {"--base": "base.safetensors", "--method": "tsv", "--out": "out.safetensors"} | changes
+    words = ["merge", "--models", str(models / "a.safetensors"), str(models / "b.safetensors")]
+    for key, value in given.items():
+        words += [key, value if key == "--method" else str(models / value)]
+    return words
+
+
+def test_merge_and_metrics_of_files(models):
+    assert main(merge_of(models)) == 0
+    merged = load_tensors(models / "out.safetensors")
+    assert all(torch.isfinite(value).all() for value in merged.values())
+    words = ["--models", *(str(models / f"{name}.safetensors") for name in "ab")]
+    out = ["--out", str(models / "table.csv")]
+    assert main(["metrics", "--base", str(models / "base.safetensors"), *words, *out]) == 0
+    table = pd.read_csv(models / "table.csv")
+    assert table.shape == (1, 2 + 18) and table.task_b[0] == "b"
+
+
+def broken(models, name):
+    file = models / "b.safetensors"
+    state = load_tensors(file)
+    if name == "another architecture":
+        save_tensors(file, state | {"proj": torch.zeros(2, 2)})
+    elif name == "missing tensor":
+        save_tensors(file, {key: value for key, value in state.items() if key != "proj"})
+    elif name == "NaN":
+        save_tensors(file, state | {"proj": torch.full_like(state["proj"], torch.nan)})
+    elif name == "truncated":
+        file.write_bytes(file.read_bytes()[:5000])
+    elif name == "absent":
+        file.unlink()
+
+
+@pytest.mark.parametrize(
+    "name", ["another architecture", "missing tensor", "NaN", "truncated", "absent"]
+)
+def test_broken_checkpoints_have_one_clear_line(models, name, capsys):
+    broken(models, name)
+    assert main(merge_of(models)) == 2
+    said = capsys.readouterr().err
+    assert (
+        said.startswith("mergelib: error: ") and said.count("\n") == 1 and "b.safetensors" in said
+    )
+    assert not (models / "out.safetensors").exists() and not list(models.glob(".*"))
+
+
+def test_unknown_method_on_the_command_line(models):
+    ended = subprocess.run(
+        [sys.executable, "-m", "mergelib.cli", *merge_of(models, **{"--method": "tvs"})],
+        capture_output=True,
+        text=True,
+    )
+    assert ended.returncode == 2
+    assert ended.stderr.startswith("mergelib: error: unknown merging method 'tvs'; did you mean")
+    assert "Traceback" not in ended.stderr
+
+
+def test_a_truncated_checkpoint_in_the_store_is_named(smoke, tmp_path, capsys):
+    run = params.load(smoke)
+    small = replace(run, tasks=["digits", "braille"], methods={"tsv": {}})
+    small = replace(small, finetune=replace(run.finetune, steps=0))
+    pipeline.execute(small, tmp_path / "store", tmp_path / "tables", jobs=1)
+    file = pipeline.path(tmp_path / "store", small, "tuned", "digits")
+    file.write_bytes(file.read_bytes()[:2000])
+    for summary in (tmp_path / "store" / "summary").iterdir():
+        summary.unlink()
+    with pytest.raises(Exception, match=file.name) as caught:
+        pipeline.execute(small, tmp_path / "store", tmp_path / "again", jobs=1)
+    assert type(caught.value).__name__ == "MergelibError" and "truncated" in str(caught.value)
+    assert not (tmp_path / "again").exists()
+
+
+def test_a_store_is_for_one_run_at_a_time(smoke, tmp_path):
+    run = params.load(smoke)
+    with pipeline._locked(tmp_path), pytest.raises(Exception, match="in use by another run"):
+        pipeline.execute(run, tmp_path, tmp_path / "tables", jobs=1)

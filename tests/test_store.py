@@ -1,0 +1,91 @@
+"""What is on disk is whole or not there, and comes back as it was."""
+
+import hashlib
+import json
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from mergelib import store
+from mergelib.errors import MergelibError
+
+
+def test_tensors_come_back(tmp_path):
+    tensors = {"a": torch.randn(3, 4), "b": torch.arange(5), "c": torch.zeros(())}
+    store.save_tensors(tmp_path / "deep" / "x.safetensors", tensors)
+    back = store.load_tensors(tmp_path / "deep" / "x.safetensors")
+    assert back.keys() == tensors.keys()
+    for name, value in tensors.items():
+        assert torch.equal(back[name], value)
+
+
+@pytest.mark.parametrize("cut", [0, 4, 40, 300])
+def test_a_truncated_file_is_named(tmp_path, cut):
+    file = tmp_path / "x.safetensors"
+    store.save_tensors(file, {"a": torch.randn(20, 20)})
+    file.write_bytes(file.read_bytes()[:cut])
+    with pytest.raises(MergelibError, match=r"x\.safetensors is truncated"):
+        store.load_tensors(file)
+
+
+def test_a_failed_write_leaves_what_was_there(tmp_path):
+    file = tmp_path / "x.json"
+    store.write_json(file, {"kept": 1})
+    with pytest.raises(ValueError):
+        store.write_json(file, {"bad": math.nan})
+    with pytest.raises(RuntimeError):
+        _failing_write(file)
+    assert json.loads(file.read_text()) == {"kept": 1}
+    assert [p.name for p in tmp_path.iterdir()] == ["x.json"]
+
+
+def _failing_write(file):
+    def half(temporary):
+        temporary.write_text("half")
+        raise RuntimeError("the disk is full")
+
+    store._atomic(file, half)
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".parquet"])
+def test_tables_keep_every_bit(tmp_path, suffix):
+    values = np.random.default_rng(0).standard_normal(50) * 10.0 ** np.arange(-25, 25)
+    frame = pd.DataFrame({"name": [f"n{i}" for i in range(50)], "value": values})
+    store.write_table(tmp_path / f"t{suffix}", frame)
+    pd.testing.assert_frame_equal(
+        store.read_table(tmp_path / f"t{suffix}"), frame, check_exact=True, check_dtype=False
+    )
+
+
+def test_missing_files_are_named(tmp_path):
+    for read in (store.load_tensors, store.read_table, store.read_json):
+        with pytest.raises(MergelibError, match="nothing_here"):
+            read(tmp_path / "nothing_here.csv")
+
+
+def test_digest_tells_contents_apart():
+    ones = torch.ones(4)
+    different = [
+        store.digest("ab"),
+        store.digest("a", "b"),
+        store.digest(["a", "b"]),
+        store.digest(1),
+        store.digest(1.0),
+        store.digest(ones),
+        store.digest(ones.double()),
+        store.digest(ones.view(2, 2)),
+        store.digest(ones.numpy()),
+        store.digest({"a": 1}),
+        store.digest({"a": 2}),
+    ]
+    assert len(set(different)) == len(different)
+    assert store.digest({"a": 1, "b": 2}) == store.digest({"b": 2, "a": 1})
+    assert store.digest(ones) == store.digest(torch.ones(8)[::2])
+
+
+def test_file_digest_is_sha256(tmp_path):
+    (tmp_path / "x").write_bytes(b"glyph")
+    assert store.file_digest(tmp_path / "x") == hashlib.sha256(b"glyph").hexdigest()
