@@ -3,6 +3,8 @@
 import argparse
 import json
 
+import numpy as np
+import pandas as pd
 import pytest
 from test_predict import tables
 
@@ -42,6 +44,26 @@ def test_the_readable_table_names_every_baseline(files, capsys):
     record = call(command, *files, "--predictor", "ols", "--bootstrap", 20)
     shown = capsys.readouterr().out
     assert all(name in shown for name in record["baselines"]) and "14 pairs (1 dropped)" in shown
+
+
+def test_task_covariates_and_another_setting(files, tmp_path, capsys):
+    tasks = pd.DataFrame(
+        {"task": [f"T{k}" for k in range(6)], "zero_shot": np.linspace(0.2, 0.7, 6)}
+    )
+    tasks = tasks.assign(fine_tuned=0.9, n_classes=10, n_train=500)
+    write_table(tmp_path / "tasks.csv", tasks)
+    words = [*files, "--tasks", tmp_path / "tasks.csv", "--split", "l2to", "--json"]
+    plain = call(command, *words)
+    known = call(command, *words, "--task-covariates")
+    assert len(known["coefficients"]) == len(plain["coefficients"]) + 10
+    assert "base_knowledge" in plain["baselines"]
+    other = ["--to-metrics", files[1], "--to-merges", files[3]]
+    assert call(command, *files, *other, "--json")["transfer"]["r"] > 0  # its own training data
+    capsys.readouterr()
+    with pytest.raises(MergelibError, match="--tasks FILE"):
+        call(command, *files, "--task-covariates")
+    with pytest.raises(MergelibError, match="together"):
+        call(command, *files, *other[:2])
 
 
 def test_strength_can_be_chosen_by_nesting(files, capsys):

@@ -6,8 +6,10 @@ from mergelib.predict.data import FINAL_METHODS, Pairs, assemble
 from mergelib.predict.estimators import (
     PREDICTORS,
     DensePearsonAdam,
+    GreedyPearsonAdam,
     L1PearsonAdam,
     MSEAdam,
+    SmallMLP,
     estimator,
 )
 from mergelib.predict.evaluate import evaluate
@@ -20,11 +22,13 @@ __all__ = [
     "PREDICTORS",
     "DensePearsonAdam",
     "DisjointHalves",
+    "GreedyPearsonAdam",
     "L1PearsonAdam",
     "LeaveOneTaskOut",
     "LeaveTwoTasksOut",
     "MSEAdam",
     "Pairs",
+    "SmallMLP",
     "agreement",
     "assemble",
     "estimator",

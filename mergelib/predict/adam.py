@@ -82,6 +82,11 @@ def _pearson(w: Tensor, s: Moments) -> tuple[Tensor, Tensor]:
     return r, s.xy / below[..., None] - shrink[..., None] * sw
 
 
+def pearson_value(w: Tensor, s: Moments) -> Tensor:
+    """r of Xw with y for w (F, K, p): (F, K)."""
+    return _pearson(w, s)[0]
+
+
 def _mse(w: Tensor, s: Moments) -> tuple[Tensor, Tensor]:
     """Mean squared error of Xw without intercept and its gradient, for w (F, K, p)."""
     sw = w @ s.xx

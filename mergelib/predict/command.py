@@ -49,6 +49,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="C",
         help="leave out the metrics of these categories",
     )
+    add("--task-covariates", action="store_true", help="add what --tasks knows before merging")
+    add("--to-metrics", type=Path, metavar="FILE", help="another setting to forecast: its metrics")
+    add("--to-merges", type=Path, metavar="FILE", help="and its merges")
     add("--qap", type=int, default=0, metavar="N", help="QAP null of N task relabellings")
     add("--bootstrap", type=int, default=0, metavar="N", help="task bootstrap interval of r_pooled")
     add("--keep-incomplete", action="store_true", help="every pair that this method has")
@@ -65,6 +68,11 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     for name, least in (("qap", 0), ("bootstrap", 0), ("repeats", 1), ("seed", 0)):
         if getattr(args, name) < least:
             raise MergelibError(f"--{name} {getattr(args, name)}: give at least {least}")
+    if (args.to_metrics is None) != (args.to_merges is None):
+        raise MergelibError("give --to-metrics and --to-merges together: another setting's tables")
+    other = None
+    if args.to_metrics is not None:
+        other = read_table(args.to_metrics), read_table(args.to_merges)
     exclude = [name for text in args.exclude_category for name in _names(text)]
     result = evaluate(
         read_table(args.metrics),
@@ -80,8 +88,10 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         repeats=args.repeats,
         exclude=tuple(exclude),
         keep_incomplete=args.keep_incomplete,
+        task_covariates=args.task_covariates,
         qap=args.qap,
         bootstrap=args.bootstrap,
+        other=other,
     )
     print(json.dumps(result, allow_nan=False) if args.json else table(result))
     return result
@@ -111,9 +121,18 @@ def table(result: dict[str, Any]) -> str:
             f"task bootstrap of {b['statistic']}, {b['n']} draws: 95 % interval "
             f"{_number(b['low'])} to {_number(b['high'])}"
         )
+    if result["transfer"]:
+        t = result["transfer"]
+        lines.append(
+            f"forecast of the other setting's {t['n_pairs']} pairs: r = {_number(t['r'])}"
+            + ("" if t["p"] is None else f", QAP p = {_number(t['p'], 4)}")
+        )
     ranked = sorted(result["coefficients"].items(), key=lambda item: -abs(item[1]["mean"]))
     for name, c in ranked[:5]:
         lines.append(f"  {name:<42}{c['mean']:+.4f} (sign in {c['sign_agreement']:.0%} of folds)")
+    if result["collinear_groups"]:
+        groups = "; ".join(" ~ ".join(group) for group in result["collinear_groups"])
+        lines.append(f"not told apart by any data: {groups}")
     return "\n".join(lines)
 
 

@@ -10,7 +10,9 @@ from mergelib.errors import MergelibError
 from mergelib.predict import adam
 from mergelib.predict.estimators import GRIDS, check_predictor, estimator, strength
 from mergelib.predict.folds import Linear, RidgeFolds, ols_folds
+from mergelib.predict.mlp import mlp_folds
 from mergelib.predict.scores import pearson
+from mergelib.predict.selection import greedy_folds
 from mergelib.predict.splits import inner_task_folds
 
 RECIPES = {"paper-l1": adam.L1, "paper-dense": adam.DENSE, "paper-mse": adam.MSE}
@@ -19,10 +21,11 @@ RECIPES = {"paper-l1": adam.L1, "paper-dense": adam.DENSE, "paper-mse": adam.MSE
 @dataclass(frozen=True)
 class Held:
     """prediction (F, n, m): every fold's forecast of every pair (read it on the test rows);
-    coef (F, m, p) on the metrics scaled to [-1, 1]; alpha: the strength, (F, m) if chosen."""
+    coef (F, m, p) on the metrics scaled to [-1, 1], None for the network; alpha: the strength,
+    (F, m) if chosen."""
 
     prediction: np.ndarray
-    coef: np.ndarray
+    coef: np.ndarray | None
     alpha: float | np.ndarray | None
 
 
@@ -45,22 +48,26 @@ def fit_folds(
     seeds: np.ndarray | None = None,
     ridge: RidgeFolds | None = None,
 ) -> Linear:
-    """Fit predictor `name` on X (n, p), Y (n, m) in all folds; masks train and test are (F, n).
+    """Fit a linear predictor on X (n, p), Y (n, m) in all folds; masks train, test are (F, n).
 
     Ridge, least squares and the Adam recipes run batched and agree with fitting
     `estimator(name)` fold by fold, which is what the others do (the published squared-error
     recipe apart: it scales on all pairs and stops on the test pairs, as released).
     `alpha`: a number, or (F, m).
     """
+    if name == "paper-mlp":
+        raise MergelibError("paper-mlp has no coefficients: cross-validate it within one setting")
     if np.ndim(alpha) == 0:
         alpha = strength(name, alpha)
     if name == "ridge":
         return (ridge or RidgeFolds(X)).fit(Y, train, alpha)
     if name == "ols":
         return ols_folds(X, Y, train)
+    if seeds is None:
+        seeds = fold_seeds(0, [str(k) for k in range(Y.shape[1])], len(train))
+    if name in ("paper-forward", "paper-backward"):
+        return greedy_folds(name.removeprefix("paper-"), X, Y, train, seeds)
     if name in RECIPES:
-        if seeds is None:
-            seeds = fold_seeds(0, [str(k) for k in range(Y.shape[1])], len(train))
         return adam.fit_folds(
             RECIPES[name], X, Y, train, test, seeds, 0.0 if alpha is None else alpha
         )
@@ -142,5 +149,9 @@ def held_out(
         alpha = choose_alpha(name, X, Y, ends, train, seeds, ridge)
     elif alpha is None:
         alpha = strength(name, None)
+    if name == "paper-mlp":
+        if seeds is None:
+            seeds = fold_seeds(0, [str(k) for k in range(Y.shape[1])], len(train))
+        return Held(mlp_folds(X, Y, train, test, seeds), None, None)
     model = fit_folds(name, X, Y, train, test, alpha, seeds, ridge)
     return Held(model.predict(X), model.coef, alpha)

@@ -6,12 +6,16 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from mergelib.errors import MergelibError
 from mergelib.predict import baselines, inference
+from mergelib.predict.collinear import collinear_groups
+from mergelib.predict.covariates import with_task_covariates
 from mergelib.predict.crossval import fold_seeds, held_out
 from mergelib.predict.data import Pairs, assemble
 from mergelib.predict.scores import mean_defined, score, spearman_folds
 from mergelib.predict.splits import fold_masks, splitter
 from mergelib.predict.targets import target as target_of
+from mergelib.predict.transfer import transfer
 
 # the statistic that a split's QAP p-value is about
 HEADLINE = {"loto": "r_fold_mean", "l2to": "r_pooled", "halves": "r_fold_mean"}
@@ -32,16 +36,26 @@ def evaluate(
     repeats: int = 50,
     exclude: tuple[str, ...] = (),
     keep_incomplete: bool = False,
+    task_covariates: bool = False,
     qap: int = 0,
     bootstrap: int = 0,
+    other: tuple[pd.DataFrame, pd.DataFrame] | None = None,
 ) -> dict[str, Any]:
     """Cross-validate one predictor for one method and report it beside its baselines.
 
     Returns plain Python values, None where a number is undefined: r_fold_mean, r_concatenated,
     r_pooled (see `scores.score`), rho_fold_mean, n_pairs, n_dropped, folds, coefficients,
-    baselines, qap, bootstrap and what was asked. Raises MergelibError as `assemble` does.
+    baselines, collinear_groups, qap, bootstrap, transfer and what was asked. `task_covariates`
+    adds what `tasks` knows before merging. `other` is another setting's metrics and merges, which
+    a fit on all pairs of this one forecasts. Raises MergelibError as `assemble` does.
     """
     pairs = assemble(metrics, merges, [method], exclude, keep_incomplete)
+    if task_covariates:
+        if tasks is None:
+            raise MergelibError("task covariates need the tasks table: give --tasks FILE")
+        if other is not None:
+            raise MergelibError("forecasting another setting works on the metrics alone")
+        pairs = with_task_covariates(pairs, tasks)
     y = target_of(pairs, target, base)
     names, train, test = fold_masks(splitter(split, seed, repeats), pairs.ends, pairs.tasks)
     seeds = fold_seeds(seed, pairs.methods, len(train))
@@ -60,13 +74,15 @@ def evaluate(
         "n_dropped": pairs.n_dropped,
         "n_tasks": len(np.unique(pairs.ends)),
         "folds": _folds(names, train, test, fit.prediction, y),
-        "coefficients": coefficients(fit.coef[:, 0], pairs.metrics),
+        "coefficients": {} if fit.coef is None else coefficients(fit.coef[:, 0], pairs.metrics),
         "baselines": {
             name: summary(prediction, y, test)
             for name, prediction in baselines.all_baselines(pairs, y, train, tasks).items()
         },
+        "collinear_groups": [list(group) for group in collinear_groups(pairs.X, pairs.metrics)],
         "qap": None,
         "bootstrap": None,
+        "transfer": None,
     }
     if target == "residual":
         result["residual_of"] = base
@@ -81,6 +97,20 @@ def evaluate(
         result["qap"] = {"statistic": HEADLINE[split], "n": qap, **each[HEADLINE[split]], **each}
     if bootstrap:
         result["bootstrap"] = _bootstrap(fit.prediction, y, test, pairs, bootstrap, seed)
+    if other is not None:
+        there = assemble(*other, [method], exclude, keep_incomplete)
+        moved = transfer(
+            pairs,
+            y,
+            there,
+            target_of(there, target, base),
+            predictor,
+            alpha,
+            seed,
+            draws=qap,
+        )
+        p = moved.p[0] if qap else None
+        result["transfer"] = {"r": moved.r[0], "n_pairs": len(there), "p": p}
     return plain(result)
 
 

@@ -38,8 +38,9 @@ def residual(y: np.ndarray, ends: np.ndarray) -> np.ndarray:
     """What additive task effects leave of y: y_ij - (e_i + e_j), e by least squares, (n, m).
 
     The effects are fitted once, on all pairs of the table: this residual describes the pair's
-    interaction and is the same in every split. It is a target, never a predictor; the additive
-    *baseline* is fitted on the training pairs alone.
+    interaction and is the same in every split. It is a target, never a predictor. The additive
+    *baseline* is fitted on the training pairs alone; against this target its r is near -1 by
+    construction, since a task's residuals sum to 0: what training holds of them, the test lacks.
     """
     design = additive_design(ends, int(ends.max()) + 1)
     effects = np.linalg.lstsq(design, y, rcond=None)[0]
