@@ -10,9 +10,19 @@ import pytest
 
 from mergelib import published
 from mergelib.errors import MergelibError
-from mergelib.predict import FINAL_METHODS, LeaveOneTaskOut, adam, assemble, held_out, qap, target
+from mergelib.predict import (
+    FINAL_METHODS,
+    LeaveOneTaskOut,
+    LeaveTwoTasksOut,
+    adam,
+    assemble,
+    held_out,
+    qap,
+    target,
+)
 from mergelib.predict.agreement import agreement, agreement_of_files
 from mergelib.predict.baselines import all_baselines
+from mergelib.predict.covariates import with_task_covariates
 from mergelib.predict.crossval import fold_seeds
 from mergelib.predict.folds import Linear
 from mergelib.predict.scores import score
@@ -163,6 +173,19 @@ def test_leave_one_task_out_has_a_null_far_above_zero(tables):
         pairs, y, train, test = problem(tables[setting])
         null = qap("ridge", pairs.X, y, pairs.ends, train, test, n=60)
         assert abs(null.mean("r_fold_mean").mean() - mean) < 0.05
+
+
+def test_what_is_known_before_merging_beats_the_published_predictor(tables):
+    """Leave two tasks out, normalized accuracy, each pair once, mean over the five methods."""
+    for setting in ("ViT-B-16_AdamW", "ViT-B-32_AdamW"):
+        pairs, y, _, _ = problem(tables[setting], "normalized")
+        _, train, test = fold_masks(LeaveTwoTasksOut(), pairs.ends)
+        known = with_task_covariates(pairs, tables[setting].tasks)
+        r = {}
+        for name, X in (("ridge", known.X), ("paper-l1", pairs.X)):
+            fit = held_out(name, X, y, pairs.ends, train, test)
+            r[name] = score(fit.prediction, y, test).r_pooled.mean()
+        assert r["ridge"] > r["paper-l1"] + 0.2
 
 
 # --- damaged input -----------------------------------------------------------------------------
