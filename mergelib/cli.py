@@ -69,6 +69,12 @@ def _agreement(args: argparse.Namespace) -> None:
     agreement_command.run(args)
 
 
+def _published(args: argparse.Namespace) -> None:
+    from mergelib import published
+
+    published.run(args)
+
+
 def _book(args: argparse.Namespace) -> None:
     from mergelib import book
 
@@ -77,7 +83,7 @@ def _book(args: argparse.Namespace) -> None:
 
 def parser() -> argparse.ArgumentParser:
     """The argument parser of `mergelib`."""
-    from mergelib import book
+    from mergelib import book, published
     from mergelib.predict import agreement_command, command
 
     top = argparse.ArgumentParser(
@@ -117,6 +123,10 @@ def parser() -> argparse.ArgumentParser:
     agreement = verbs.add_parser("agreement", help="top-5 overlap and sign agreement of fits")
     agreement_command.add_arguments(agreement)
     agreement.set_defaults(call=_agreement)
+
+    tables = verbs.add_parser("published", help="the released tables in this project's schemas")
+    published.add_arguments(tables)
+    tables.set_defaults(call=_published)
 
     built = verbs.add_parser("book", help="run the chapters and build the HTML")
     book.add_arguments(built)

@@ -6,7 +6,7 @@ import platform
 import time
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
@@ -51,18 +51,81 @@ COMMON = (
 )
 
 
+# What a lesson in telling apart holds: signs of one script, or icons of one kind.
+SCRIPTS = (
+    tuple(range(0x41, 0x5B)),
+    tuple(range(0x61, 0x7B)),
+    tuple(range(0x30, 0x3A)),
+    tuple(c for c in range(0x391, 0x3AA) if c != 0x3A2),
+    tuple(range(0x3B1, 0x3CA)),
+    tuple(range(0x410, 0x430)),
+    tuple(range(0x430, 0x450)),
+    tuple(range(0x531, 0x557)),
+    tuple(range(0x561, 0x587)),
+    tuple(range(0x10D0, 0x10F1)),
+    tuple(range(0x5D0, 0x5EB)),
+    tuple(range(0x2801, 0x2840)),
+    tuple(range(0x2190, 0x21B0)),
+    tuple(range(0x2200, 0x2228)),
+    (*range(0x2680, 0x2686), *range(0x2654, 0x2668)),
+)
+KINDS = (
+    "cat dog horse fish bird cow rabbit spider bug snake butterfly pig shark unicorn bee paw",
+    "sun cloud moon snowflake umbrella lightning wind rainbow thermometer tornado fire tree waves",
+    "car truck bus train airplane bicycle motorbike rocket ship tractor taxi subway boat "
+    "helicopter",
+    "apple pizza hamburger cake cookie coffee beer bread cheese carrot egg bottle fruit glass cup",
+    "house home building store bank hospital school church castle factory warehouse garage bridge",
+    "hammer wrench screwdriver scissors ruler pencil pen brush key lock magnet ladder shovel axe",
+    "guitar piano music trumpet violin drum microphone headphones bell phone camera laptop printer",
+    "heart star shield flag cube gear robot skull ghost eye hand face mouse keyboard monitor",
+)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A stretch of steps: how large batches are, how they are mixed, how fast they teach.
+
+    The rate warms up linearly, then follows a cosine that would reach zero at `horizon` steps.
+    `lessons` groups of one script or kind come into each batch, every sign of them once, so that
+    names that differ in one word must be told apart; `attributes` is how often a caption mentions
+    each of colour, typeface, background.
+    """
+
+    steps: int
+    batch: int
+    learning_rate: float
+    horizon: int
+    lessons: int
+    attributes: float
+    warmup: int = 100
+    icon_share: float = 0.35
+
+
 @dataclass(frozen=True)
 class Recipe:
     """What the pretrained weights depend on, besides the pixels."""
 
-    steps: int = 2600
-    batch: int = 512
-    learning_rate: float = 1.5e-3
+    stages: tuple[Stage, ...] = (
+        Stage(1700, 512, 1.5e-3, horizon=2600, lessons=0, attributes=0.5),
+        Stage(2000, 256, 1.0e-3, horizon=2000, lessons=6, attributes=0.3),
+    )
     weight_decay: float = 0.1
-    warmup: int = 100
-    icon_share: float = 0.35
     bfloat16: bool = True
     seed: int = 0
+
+    @property
+    def steps(self) -> int:
+        """Steps of all stages."""
+        return sum(stage.steps for stage in self.stages)
+
+    def at(self, step: int) -> tuple[Stage, int]:
+        """The stage that a step belongs to, and the step's number within it."""
+        for stage in self.stages:
+            if step < stage.steps:
+                return stage, step
+            step -= stage.steps
+        raise ValueError(f"the recipe ends before step {step}")
 
 
 @cache
@@ -74,11 +137,13 @@ def _drawable() -> tuple[tuple[Glyph, ...], np.ndarray, tuple[Glyph, ...]]:
     return shown, weights / weights.sum(), tuple(g for g in icons() if mask(g.font, g.code).any())
 
 
-def captions(glyphs: Sequence[Glyph], drawn: Drawn, rng: np.random.Generator) -> list[str]:
-    """One caption a picture: its name, and each of colour, style and background half the time."""
+def captions(
+    glyphs: Sequence[Glyph], drawn: Drawn, rng: np.random.Generator, attributes: float
+) -> list[str]:
+    """One caption a picture: its name, and some of colour, degradation, typeface, background."""
     texts = []
     for i, glyph in enumerate(glyphs):
-        said = rng.random(5) < 0.5
+        said = rng.random(5) < attributes
         parts = ["a"] if said[0] else []
         if drawn.noise[i] > 0.08 and said[1]:
             parts.append("noisy")
@@ -131,25 +196,48 @@ class Batches(Dataset):
         return self.recipe.steps
 
     def __getitem__(self, step: int) -> tuple[Tensor, Tensor]:
-        recipe = self.recipe
-        rng = np.random.default_rng([recipe.seed, step])
+        stage, _ = self.recipe.at(step)
+        rng = np.random.default_rng([self.recipe.seed, step])
         shown, weights, pictures = _drawable()
-        n_icons = int(recipe.batch * recipe.icon_share)
-        chosen = [
-            *(shown[i] for i in rng.choice(len(shown), recipe.batch - n_icons, p=weights)),
-            *(pictures[i] for i in rng.integers(len(pictures), size=n_icons)),
-        ]
+        chosen = _lessons(rng, stage.lessons)[: stage.batch]
+        left = stage.batch - len(chosen)
+        n_icons = int(left * stage.icon_share)
+        chosen += [shown[i] for i in rng.choice(len(shown), left - n_icons, p=weights)]
+        chosen += [pictures[i] for i in rng.integers(len(pictures), size=n_icons)]
         drawn = draw(chosen, rng, STYLE)
-        texts = captions(chosen, drawn, rng)
+        texts = captions(chosen, drawn, rng, stage.attributes)
         return torch.from_numpy(drawn.images), tokenize(texts, self.index)
 
 
+@cache
+def _groups() -> tuple[tuple[tuple[Glyph, ...], ...], ...]:
+    """Each lesson's signs, and for each sign the glyphs that draw it."""
+    shown, _, pictures = _drawable()
+    by_code: dict[int, list[Glyph]] = {}
+    by_word: dict[str, list[Glyph]] = {}
+    for glyph in shown:
+        by_code.setdefault(glyph.code, []).append(glyph)
+    for glyph in pictures:
+        by_word.setdefault(glyph.name.split()[0], []).append(glyph)
+    scripts = [tuple(tuple(by_code[c]) for c in codes if c in by_code) for codes in SCRIPTS]
+    kinds = [tuple(tuple(by_word[w]) for w in text.split() if w in by_word) for text in KINDS]
+    return (*scripts, *kinds)
+
+
+def _lessons(rng: np.random.Generator, n: int) -> list[Glyph]:
+    """n groups at random, each sign of a group once, in a glyph at random."""
+    groups = _groups()
+    chosen = rng.choice(len(groups), n, replace=False) if n else ()
+    return [pool[rng.integers(len(pool))] for g in chosen for pool in groups[g]]
+
+
 def learning_rate(step: int, recipe: Recipe) -> float:
-    """Linear warm-up, then a cosine to zero."""
-    if step < recipe.warmup:
-        return recipe.learning_rate * (step + 1) / recipe.warmup
-    share = (step - recipe.warmup) / max(1, recipe.steps - recipe.warmup)
-    return recipe.learning_rate * 0.5 * (1 + math.cos(math.pi * share))
+    """Linear warm-up, then a cosine, from the start in every stage."""
+    stage, step = recipe.at(step)
+    if step < stage.warmup:
+        return stage.learning_rate * (step + 1) / stage.warmup
+    share = (step - stage.warmup) / max(1, stage.horizon - stage.warmup)
+    return stage.learning_rate * 0.5 * (1 + math.cos(math.pi * min(1.0, share)))
 
 
 def contrastive_loss(images: Tensor, texts: Tensor, scale: Tensor) -> Tensor:
@@ -166,7 +254,7 @@ def pretrain(recipe: Recipe, out: Path, work: Path, device: str, save_every: int
     torch.manual_seed(recipe.seed)
     model = glyph_model(len(tokens)).to(device)
     optimizer = torch.optim.AdamW(
-        model.parameters(), recipe.learning_rate, (0.9, 0.98), weight_decay=recipe.weight_decay
+        model.parameters(), betas=(0.9, 0.98), weight_decay=recipe.weight_decay
     )
     key = digest(asdict(recipe), asdict(STYLE), tokens, pixels_digest())[:16]
     checkpoint = work / f"pretrain-{key}.safetensors"
@@ -236,15 +324,20 @@ def _resume(path: Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer
 def main() -> None:
     """The command line of the recipe."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--steps", type=int, default=Recipe.steps)
-    parser.add_argument("--batch", type=int, default=Recipe.batch)
+    parser.add_argument(
+        "--scale", type=float, default=1.0, help="share of the steps, for a trial of the recipe"
+    )
     parser.add_argument("--seed", type=int, default=Recipe.seed)
     parser.add_argument("--float32", action="store_true", help="train without bfloat16")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--out", type=Path, default=WEIGHTS / f"{GLYPH_VIT}.safetensors")
     parser.add_argument("--work", type=Path, default=Path("_build/pretrain"))
     args = parser.parse_args()
-    recipe = Recipe(args.steps, args.batch, seed=args.seed, bfloat16=not args.float32)
+    stages = tuple(
+        replace(s, steps=max(1, round(s.steps * args.scale)), horizon=round(s.horizon * args.scale))
+        for s in Recipe.stages
+    )
+    recipe = Recipe(stages, seed=args.seed, bfloat16=not args.float32)
     pretrain(recipe, args.out, args.work, args.device)
 
 
