@@ -147,7 +147,8 @@ def bars(
     ax.set_xlabel(y)
     ax.grid(axis="y", visible=False)
     if hue or baselines:
-        ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.18), ncols=2, frameon=False)
+        below = 0.6 * ax.figure.dpi / ax.bbox.height  # inches under the axes, however tall they are
+        ax.legend(loc="upper center", bbox_to_anchor=(0.5, -below), ncols=2, frameon=False)
     return ax
 
 
