@@ -126,10 +126,11 @@ def bootstrap_r(
 ) -> np.ndarray:
     """Weighted Pearson r of held-out predictions (pairs,) with y in each task bootstrap, (N,)."""
     w = task_weights(ends, n, seed)
-    w = w / w.sum(axis=1, keepdims=True)
-    mean_a, mean_b = w @ prediction, w @ y
-    a, b = prediction - mean_a[:, None], y - mean_b[:, None]
+    # NaN for a sample that is one task alone, or whose values do not vary
     with np.errstate(invalid="ignore", divide="ignore"):
+        w = w / w.sum(axis=1, keepdims=True)
+        mean_a, mean_b = w @ prediction, w @ y
+        a, b = prediction - mean_a[:, None], y - mean_b[:, None]
         return (w * a * b).sum(1) / np.sqrt((w * a**2).sum(1) * (w * b**2).sum(1))
 
 
