@@ -12,25 +12,30 @@ from mergelib.tasks.glyphs import TYPEFACES, Glyph, characters, icons, words
 from mergelib.tasks.render import COLOR_NAMES, Style, draw
 
 # Every task has a look of its own, as data sets have, on top of what it asks.
-GRAINY = Style(rotation=20, scale=(0.6, 1.1), noise=(0.1, 0.28), contrast=(0.5, 1.0))
-TILTED = Style(rotation=50, scale=(0.6, 1.1), noise=(0.02, 0.15), contrast=(0.5, 1.0), clutter=0.1)
-SOFT = Style(rotation=20, scale=(0.55, 1.0), blur=(0.6, 1.6), noise=(0.0, 0.08), clutter=0.1)
-FAINT = Style(rotation=20, scale=(0.6, 1.1), noise=(0.02, 0.08), contrast=(0.12, 0.5), clutter=0.05)
-BUSY = Style(rotation=20, scale=(0.6, 1.1), shift=0.15, noise=(0.02, 0.12), clutter=0.3)
-SMALL = Style(rotation=15, scale=(0.4, 0.7), shift=0.2, noise=(0.02, 0.1), contrast=(0.4, 1.0))
+# Placement varies little: a small transformer with large patches learns it slowly.
+GRAINY = Style(rotation=4, scale=(0.98, 1.1), shift=0.02, noise=(0.04, 0.12), contrast=(0.6, 1.0))
+TILTED = Style(rotation=15, scale=(0.98, 1.1), shift=0.02, noise=(0.0, 0.05))
+SOFT = Style(rotation=4, scale=(0.98, 1.1), shift=0.02, blur=(0.3, 0.8), noise=(0.0, 0.05))
+FAINT = Style(rotation=4, scale=(0.98, 1.1), shift=0.02, noise=(0.0, 0.03), contrast=(0.3, 0.6))
+BUSY = Style(rotation=4, scale=(0.98, 1.1), shift=0.02, noise=(0.0, 0.04), clutter=0.12)
+SMALL = Style(rotation=4, scale=(0.75, 0.85), shift=0.03, noise=(0.0, 0.04))
+PLAIN_FACES = ("sans", "bold sans", "serif", "bold serif")
 
 
 @cache
 def _fonts_of() -> Mapping[int, tuple[Glyph, ...]]:
+    """The upright proportional glyphs of every code point."""
     table = defaultdict(list)
     for glyph in characters():
-        table[glyph.code].append(glyph)
+        if glyph.typeface in PLAIN_FACES:
+            table[glyph.code].append(glyph)
     return {code: tuple(glyphs) for code, glyphs in table.items()}
 
 
 @cache
 def _icons_of(word: str) -> tuple[Glyph, ...]:
-    return tuple(icon for icon in icons() if icon.name.split()[0] == word)
+    """The icons whose whole name is the word, in all fonts and drawing styles."""
+    return tuple(icon for icon in icons() if icon.name == word)
 
 
 def _balanced(rng: np.random.Generator, n_classes: int, n: int) -> np.ndarray:
@@ -86,7 +91,7 @@ _script("cyrillic", "alphabet", range(0x410, 0x430), GRAINY)
 _script("armenian", "alphabet", range(0x531, 0x557), SOFT)
 _script("georgian", "alphabet", range(0x10D0, 0x10F1), BUSY)
 _script("hebrew", "alphabet", range(0x5D0, 0x5EB), FAINT)
-_script("braille", "signs", range(0x2801, 0x2840), BUSY)
+_script("braille", "signs", range(0x2801, 0x2821), BUSY)
 _script("arrows", "signs", range(0x2190, 0x21B0), SMALL)
 _script("operators", "signs", range(0x2200, 0x2228), SOFT)
 _script(
@@ -97,7 +102,7 @@ _script(
 )
 _icon_task(
     "animals",
-    "cat dog horse fish bird cow rabbit spider bug snake butterfly pig shark unicorn bee",
+    "cat dog horse fish bird rabbit spider bug butterfly pig",
     TILTED,
 )
 _icon_task(
@@ -115,18 +120,18 @@ _icon_task(
 
 @cache
 def _letters(typeface: str) -> tuple[Glyph, ...]:
-    """Basic Latin, Greek and Cyrillic letters of one typeface."""
-    basic = (*range(0x41, 0x5B), *range(0x61, 0x7B), *range(0x3B1, 0x3CA), *range(0x410, 0x450))
-    return tuple(g for code in basic for g in _fonts_of()[code] if g.typeface == typeface)
+    """Basic Latin letters of one typeface."""
+    basic = {*range(0x41, 0x5B), *range(0x61, 0x7B)}
+    return tuple(g for g in characters() if g.code in basic and g.typeface == typeface)
 
 
-_FACES = tuple(name for name in TYPEFACES.values() if "bold italic" not in name)
+_FACES = ("sans", "bold sans", "italic sans", "serif", "bold serif")
 _register(
     "typeface",
     "attribute",
     _FACES,
-    ("letter in {}", "latin letter in {}", "latin small letter in {}", "greek letter in {}"),
-    SOFT,
+    ("letter in {}", "latin letter in {}", "latin small letter in {}"),
+    BUSY,
     lambda: [_letters(face) for face in _FACES],
 )
 
@@ -155,7 +160,7 @@ TASKS.add(
         "attribute",
         "rendered glyphs",
         COLOR_NAMES,
-        ("{} letter", "a {} letter", "{} latin small letter", "{} greek letter", "{} character"),
+        ("{} letter", "a {} letter", "{} latin small letter", "{} character"),
         _colored,
     )
 )
