@@ -79,7 +79,7 @@ def load(path: Path) -> Run:
 
 
 def typed(kind: type, raw: Any, where: str) -> Any:
-    """A dataclass from a mapping, every value of its annotated type (an int for a float is fine)."""
+    """A dataclass from a mapping, every value of its annotated type (an int may be a float)."""
     if not isinstance(raw, Mapping):
         raise MergelibError(f"{where}: wants keys and values, got {type(raw).__name__}")
     hints = get_type_hints(kind)
