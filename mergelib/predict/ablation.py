@@ -1,0 +1,136 @@
+"""What a category of metrics adds: fits without it, fits with it alone, paired by fold."""
+
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+
+from mergelib.predict.crossval import fold_seeds, held_out
+from mergelib.predict.data import Pairs
+from mergelib.predict.evaluate import HEADLINE
+from mergelib.predict.inference import bootstrap_r, interval
+from mergelib.predict.relabelling import batched_qap
+from mergelib.predict.scores import pooled, score
+from mergelib.predict.splits import fold_masks, splitter
+from mergelib.predict.study import categories, fold_interval, fold_sd
+from mergelib.predict.targets import target as target_of
+
+KEYS = ["method", "change", "category"]
+
+
+def restrict(pairs: Pairs, names: list[str]) -> Pairs:
+    """The same pairs with some of the metrics, in the table's order."""
+    keep = [k for k, name in enumerate(pairs.metrics) if name in set(names)]
+    return replace(pairs, metrics=tuple(pairs.metrics[k] for k in keep), X=pairs.X[:, keep])
+
+
+def category_sets(pairs: Pairs) -> list[tuple[str, str, list[str]]]:
+    """(change, category, metrics): all of them, then without and only each category."""
+    of = categories(pairs.metrics)
+    found = list(dict.fromkeys(of.values()))
+    without = [("without", c, [m for m in of if of[m] != c]) for c in found]
+    only = [("only", c, [m for m in of if of[m] == c]) for c in found]
+    return [("all", "", list(of)), *(s for s in (*without, *only) if s[2])]
+
+
+def ablation(
+    pairs: Pairs,
+    target: str = "normalized",
+    split: str = "loto",
+    predictor: str = "ridge",
+    relabel: int = 0,
+    starts: int = 1,
+    seed: int = 0,
+    draws: int = 2000,
+) -> pd.DataFrame:
+    """Every method without, and with only, each category of metrics, on the same folds.
+
+    One row per method, change ("all", "without", "only") and category: n_metrics, r (the split's
+    headline statistic), r_all, difference = r - r_all with its 95 % interval low, high (fold
+    differences of all metrics and some, paired, folds drawn with replacement; for leave-two-out
+    the tasks drawn, both predictions on the same draw), fold_sd (of the paired differences),
+    worse (share of folds that lose), n_folds. With `relabel` QAP draws null_mean, null_95 and p
+    of r: the null depends on the number of metrics. With several `starts` of a random predictor r
+    is their mean and start_sd the standard deviation of the difference over them.
+    """
+    y = target_of(pairs, target)
+    _, train, test = fold_masks(splitter(split, seed), pairs.ends, pairs.tasks)
+    m = y.shape[1]
+    seeds = [fold_seeds(seed + k, pairs.methods, len(train)) for k in range(starts)]
+    frames, full = [], None
+    for change, category, names in category_sets(pairs):
+        part = restrict(pairs, names)
+        fit = held_out(
+            predictor, part.X, np.tile(y, (1, starts)), pairs.ends, train, test, None,
+            np.concatenate(seeds, axis=1),
+        )  # fmt: skip
+        scores = score(fit.prediction, np.tile(y, (1, starts)), test)
+        r = getattr(scores, HEADLINE[split]).reshape(starts, m)
+        folds = scores.r_folds.reshape(len(train), starts, m).mean(axis=1)
+        once = pooled(fit.prediction, test)[:, :m]
+        full = full or (r, folds, once)
+        table = pd.DataFrame(
+            {
+                "method": pairs.methods,
+                "change": change,
+                "category": category,
+                "n_metrics": len(names),
+                "r": r.mean(axis=0),
+                "r_all": full[0].mean(axis=0),
+                "difference": (r - full[0]).mean(axis=0),
+                "start_sd": (r - full[0]).std(axis=0, ddof=1) if starts > 1 else 0.0,
+            }
+        )
+        if split == "loto":
+            paired = folds - full[1]
+            table["low"], table["high"] = fold_interval(paired, draws, seed)
+            table["fold_sd"] = fold_sd(paired)
+            table["worse"] = (paired < 0).mean(axis=0)
+        else:
+            spread = [_paired_bootstrap(once, full[2], y, pairs, k, draws, seed) for k in range(m)]
+            table["low"], table["high"] = np.array(spread).T
+        table["n_folds"] = len(train)
+        if relabel:
+            null = batched_qap(
+                predictor, part.X, y, pairs.ends, train, test, relabel, None, seed, pairs.methods
+            )
+            table["null_mean"] = null.mean(HEADLINE[split])
+            table["null_95"] = null.point95(HEADLINE[split])
+            table["p"] = null.p(HEADLINE[split])
+        frames.append(table)
+    return pd.concat(frames, ignore_index=True)
+
+
+def _paired_bootstrap(once, whole, y, pairs: Pairs, k: int, draws: int, seed: int):
+    """95 % interval of the difference of pooled r of two predictions on the same task draws."""
+    held = ~np.isnan(once[:, k])
+    some, every = (
+        bootstrap_r(p[held, k], y[held, k], pairs.ends[held], draws, seed) for p in (once, whole)
+    )
+    return interval(some - every)
+
+
+def redundancy(pairs: Pairs) -> pd.DataFrame:
+    """How far the other categories already hold each metric.
+
+    metric, category, r2_others (adjusted R^2 of least squares of the metric on all metrics of the
+    other categories), nearest (the metric of another category with the largest |r|) and r_nearest.
+    A metric with r2_others near 1 can be taken away without taking away what it says.
+    """
+    of = categories(pairs.metrics)
+    X = (pairs.X - pairs.X.mean(axis=0)) / np.where(pairs.X.std(axis=0) > 0, pairs.X.std(axis=0), 1)
+    n = len(X)
+    rows = []
+    for k, name in enumerate(pairs.metrics):
+        others = [j for j, other in enumerate(pairs.metrics) if of[other] != of[name]]
+        if not others or not X[:, k].any():
+            rows.append((name, of[name], np.nan, "", np.nan))
+            continue
+        fit, _, rank, _ = np.linalg.lstsq(X[:, others], X[:, k], rcond=1e-6)
+        left = ((X[:, k] - X[:, others] @ fit) ** 2).sum() / (X[:, k] ** 2).sum()
+        r = X[:, others].T @ X[:, k] / n
+        best = int(np.abs(r).argmax())
+        adjusted = 1 - left * (n - 1) / (n - 1 - rank) if n - 1 > rank else np.nan
+        rows.append((name, of[name], adjusted, pairs.metrics[others[best]], r[best]))
+    columns = ["metric", "category", "r2_others", "nearest", "r_nearest"]
+    return pd.DataFrame(rows, columns=columns)

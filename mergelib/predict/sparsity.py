@@ -1,0 +1,422 @@
+"""What an L1 penalty selects: the published objective's weights, and the exact lasso path."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pandas as pd
+from threadpoolctl import threadpool_limits
+
+from mergelib.predict import adam
+from mergelib.predict.crossval import fold_seeds
+from mergelib.predict.data import Pairs
+from mergelib.predict.evaluate import HEADLINE
+from mergelib.predict.folds import scaled, scaling
+from mergelib.predict.relabelling import relabellings
+from mergelib.predict.scores import mean_defined, pearson, score
+from mergelib.predict.splits import fold_masks, inner_task_folds, splitter
+from mergelib.predict.study import categories, fold_sd
+from mergelib.predict.targets import target as target_of
+
+# penalties as a share of the least one that leaves no metric
+RATIOS = tuple(float(x) for x in np.logspace(-0.2, -2.2, 9))
+
+
+# ---- The published objective ------------------------------------------------------------------
+
+
+def shrink(
+    w: np.ndarray, X: np.ndarray, y: np.ndarray, strength: float, factors: Sequence[float]
+) -> pd.DataFrame:
+    """The objective -r(Xw, y) + strength * sum|w| at w multiplied by each factor.
+
+    factor, l1_norm, r, objective. r does not change, the penalty does: the objective has no
+    minimum but at w -> 0, where r is undefined. X (n, p) scaled metrics, w (p,), y (n,).
+    """
+    rows = []
+    for factor in factors:
+        prediction = X @ (factor * w)
+        r = float(pearson(prediction, y, np.ones(len(y), dtype=bool), axis=0))
+        norm = float(np.abs(factor * w).sum())
+        rows.append((factor, norm, r, -r + strength * norm))
+    return pd.DataFrame(rows, columns=["factor", "l1_norm", "r", "objective"])
+
+
+def adam_weights(
+    pairs: Pairs, method: str, target: str = "normalized", strength: float = 1.0, seed: int = 0
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The published L1 fit of one method on all pairs: w (p,), scaled metrics (n, p), y (n,)."""
+    y = target_of(pairs, target)[:, [pairs.methods.index(method)]]
+    every = np.ones((1, len(pairs)), dtype=bool)
+    model = adam.fit_folds(
+        adam.L1, pairs.X, y, every, ~every, fold_seeds(seed, (method,), 1), strength
+    )
+    return model.coef[0, 0], scaled(pairs.X, model.low, model.span)[0], y[:, 0]
+
+
+def adam_strengths(
+    pairs: Pairs,
+    target: str = "normalized",
+    split: str = "loto",
+    strengths: Sequence[float] = (0.0, 0.1, 0.3, 1.0, 3.0),
+    rates: Sequence[float] = (0.01,),
+    seed: int = 0,
+) -> pd.DataFrame:
+    """The published L1 recipe at several strengths and learning rates: one row per method.
+
+    strength, rate, l1_norm and n_metrics (weights of at least 1e-3; both means over the folds),
+    r_train (mean over the folds) and r (the split's headline statistic). All strengths start from
+    the same weights.
+    """
+    y = target_of(pairs, target)
+    _, train, test = fold_masks(splitter(split, seed), pairs.ends, pairs.tasks)
+    starts = fold_seeds(seed, pairs.methods, len(train))
+    m, s = y.shape[1], len(strengths)
+    frames = []
+    for rate in rates:
+        model = adam.fit_folds(
+            replace(adam.L1, lr=rate), pairs.X, y, train, test,
+            np.repeat(starts[..., None], s, axis=2), np.array(strengths),
+        )  # fmt: skip
+        flat = replace(
+            model,
+            coef=model.coef.reshape(len(train), m * s, -1),
+            intercept=model.intercept.reshape(len(train), m * s),
+        )
+        prediction, every = flat.predict(pairs.X), np.repeat(y, s, axis=1)
+        r = getattr(score(prediction, every, test), HEADLINE[split])
+        r_train = mean_defined(
+            pearson(prediction, np.broadcast_to(every, prediction.shape), train[..., None], axis=1)
+        )
+        frames.append(
+            pd.DataFrame(
+                {
+                    "method": np.repeat(pairs.methods, s),
+                    "strength": np.tile(strengths, m),
+                    "rate": rate,
+                    "l1_norm": np.abs(flat.coef).sum(-1).mean(axis=0),
+                    "n_metrics": (flat.coef != 0).sum(-1).mean(axis=0),
+                    "r_train": r_train,
+                    "r": r,
+                }
+            )
+        )
+    return pd.concat(frames, ignore_index=True)
+
+
+def adam_spread(
+    pairs: Pairs,
+    target: str = "normalized",
+    split: str = "loto",
+    strength: float = 1.0,
+    repeats: int = 5,
+    noise: float = 1e-14,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """How far the published fit's r moves with its random start, and with rounding alone.
+
+    Per method: r (the split's headline statistic of one fit), start_sd over `repeats` starting
+    weights, rounding_sd over as many fits from the same start to metrics multiplied by
+    1 + noise * N(0, 1), and rounding_most, the largest change of r that this makes.
+    """
+    y = target_of(pairs, target)
+    _, train, test = fold_masks(splitter(split, seed), pairs.ends, pairs.tasks)
+    rng = np.random.default_rng([seed, 5])
+
+    def headline(X: np.ndarray, start: int) -> np.ndarray:
+        seeds = fold_seeds(start, pairs.methods, len(train))
+        model = adam.fit_folds(adam.L1, X, y, train, test, seeds, strength)
+        return getattr(score(model.predict(X), y, test), HEADLINE[split])
+
+    started = np.array([headline(pairs.X, seed + k) for k in range(repeats)])
+    moved = [
+        headline(pairs.X * (1 + noise * rng.normal(size=pairs.X.shape)), seed)
+        for _ in range(repeats)
+    ]
+    rounding = np.array([started[0], *moved])
+    return pd.DataFrame(
+        {
+            "method": pairs.methods,
+            "r": started[0],
+            "start_sd": started.std(axis=0, ddof=1),
+            "rounding_sd": rounding.std(axis=0, ddof=1),
+            "rounding_most": np.abs(rounding - rounding[0]).max(axis=0),
+        }
+    )
+
+
+# ---- The lasso --------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class LassoFolds:
+    """Lasso fits of F folds, m targets and K penalties on metrics scaled per fold to [-1, 1].
+
+    low, span (F, p); coef (F, m, K, p) on the scaled metrics; intercept (F, m, K);
+    alpha (F, m, K) in scikit-learn's objective.
+    """
+
+    low: np.ndarray
+    span: np.ndarray
+    coef: np.ndarray
+    intercept: np.ndarray
+    alpha: np.ndarray
+
+    def predict(self, X: np.ndarray) -> np.ndarray:
+        """Predictions for raw metrics X (n, p): (F, n, m, K)."""
+        Z = scaled(X, self.low, self.span)
+        return np.einsum("fnp,fmkp->fnmk", Z, self.coef, optimize=True) + self.intercept[:, None]
+
+
+@threadpool_limits.wrap(limits=1)
+def lasso_folds(
+    X: np.ndarray,
+    Y: np.ndarray,
+    train: np.ndarray,
+    ratios: Sequence[float] = RATIOS,
+    tolerance: float = 1e-4,
+    sweeps: int = 400,
+) -> LassoFolds:
+    """The lasso path of every fold and target: metrics X (n, p), Y (n, m), masks train (F, n).
+
+    min_w,c  1/(2n) sum_k (y_k - c - x_k'w)^2 + alpha ||w||_1 at alpha = ratio * alpha_max, where
+    alpha_max = max_j |x_j'y| / n (centered) is the least penalty that leaves no metric. At unit
+    prediction variance it is also the maximum of r - penalty ||w||_1 (`exact.lasso_pearson`).
+    Coordinate descent on the Gram matrices of all folds and targets together, each ratio from the
+    one before (`ratios` from large to small), until the duality gap is at most `tolerance` of the
+    target's sum of squares or `sweeps` are done. Of exactly collinear metrics the first is taken.
+    """
+    (f, p), m, k = (len(train), X.shape[1]), Y.shape[1], len(ratios)
+    low, span = scaling(X, train)
+    Z = scaled(X, low, span)
+    n = train.sum(axis=1)
+    Y = np.where(train.any(axis=0)[:, None], Y, 0.0)
+    mean_x = np.where(train[..., None], Z, 0.0).sum(axis=1) / n[:, None]
+    mean_y = train.astype(np.float64) @ Y / n[:, None]
+    Zc = np.where(train[..., None], Z - mean_x[:, None], 0.0)
+    Yc = np.where(train[..., None], Y - mean_y[:, None], 0.0)
+    size = np.sqrt((Yc**2).sum(axis=1))
+    varies = size > 1e-12 * n[:, None] * np.abs(mean_y)  # a constant target needs no metric
+    cross = (Yc.transpose(0, 2, 1) @ Zc) / np.where(varies, size, 1.0)[..., None]
+    cross = np.where(varies[..., None], cross, 0.0).reshape(f * m, p)
+    gram = np.repeat(Zc.transpose(0, 2, 1) @ Zc, m, axis=0)
+    top = np.abs(cross).max(axis=1)
+    w, path = np.zeros((f * m, p)), np.empty((f * m, k, p))
+    for place, ratio in enumerate(ratios):
+        w = _descend(gram, cross, ratio * top, w, tolerance, sweeps)
+        path[:, place] = w
+    coef = path.reshape(f, m, k, p) * size[..., None, None]
+    alpha = (top[:, None] * np.asarray(ratios)).reshape(f, m, k) * (size / n[:, None])[..., None]
+    intercept = mean_y[..., None] - (coef * mean_x[:, None, None]).sum(-1)
+    return LassoFolds(low, span, coef, intercept, alpha)
+
+
+def _descend(gram, cross, penalty, start, tolerance: float, sweeps: int) -> np.ndarray:
+    """min_w 1/2 w'Gw - b'w + penalty ||w||_1 for B problems: gram (B, p, p), cross (B, p).
+
+    The target has norm 1, so that the duality gap is a share of its sum of squares. Problems
+    leave the batch when they are done.
+    """
+    result, going = start.copy(), np.flatnonzero(np.abs(cross).max(axis=1) > 0)
+    # problems last: a coordinate of all of them lies together
+    G = gram[going].transpose(1, 2, 0).copy()
+    b, lam, w = cross[going].T.copy(), penalty[going], start[going].T.copy()
+    slope = b - np.einsum("jkb,kb->jb", G, w, optimize=True)
+    curve = np.einsum("jjb->jb", G).copy()
+    inverse = np.divide(1.0, curve, out=np.zeros_like(curve), where=curve > 1e-12)
+    for sweep in range(1, sweeps + 1):
+        for j in range(len(G)):
+            pull = slope[j] + curve[j] * w[j]
+            moved = (pull - np.clip(pull, -lam, lam)) * inverse[j]
+            step = moved - w[j]
+            if step.any():
+                slope -= G[j] * step
+                w[j] = moved
+        if sweep % 10 and sweep < sweeps:
+            continue
+        explained = (w * b).sum(axis=0)
+        rest = 1.0 - explained - (w * slope).sum(axis=0)  # squared residual
+        shrink = np.minimum(1.0, lam / np.maximum(np.abs(slope).max(axis=0), 1e-300))
+        gap = (1 + shrink**2) / 2 * rest + lam * np.abs(w).sum(axis=0) - shrink * (1 - explained)
+        result[going] = w.T
+        left = gap > tolerance
+        if not left.any():
+            break
+        if left.mean() < 0.8:
+            going, lam = going[left], lam[left]
+            G, b, w, slope = G[..., left], b[:, left], w[:, left], slope[:, left]
+            curve, inverse = curve[:, left], inverse[:, left]
+    return result
+
+
+def choose_ratio(
+    X: np.ndarray,
+    Y: np.ndarray,
+    ends: np.ndarray,
+    train: np.ndarray,
+    ratios: Sequence[float] = RATIOS,
+) -> np.ndarray:
+    """Place in `ratios` of each fold's and target's penalty, (F, m), chosen without its test pairs.
+
+    Leave-one-task-out over the tasks of the fold's training pairs; least sum of squared inner
+    errors. Folds that train on the same pairs are fitted once.
+    """
+    inner_train, inner_test = inner_task_folds(ends, train)
+    usable = (inner_train.sum(-1) >= 2) & (inner_test.sum(-1) >= 1)
+    outer = np.nonzero(usable)[0]
+    distinct, which = np.unique(inner_train[usable], axis=0, return_inverse=True)
+    # a choice among a few penalties needs no more digits than this
+    prediction = lasso_folds(X, Y, distinct, ratios, tolerance=1e-3, sweeps=200).predict(X)
+    error = np.zeros((len(train), Y.shape[1], len(ratios)))
+    for k, place, rows in zip(outer, which.ravel(), inner_test[usable], strict=True):
+        error[k] += ((prediction[place, rows] - Y[rows][..., None]) ** 2).sum(axis=0)
+    return error.argmin(axis=-1)
+
+
+def lasso_strengths(
+    pairs: Pairs,
+    target: str = "normalized",
+    split: str = "loto",
+    ratios: Sequence[float] = RATIOS,
+    relabel: int = 0,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """Along the lasso path: how many metrics, and what they forecast. One row per method, ratio.
+
+    n_metrics (mean over the folds), r (the split's headline statistic), r_fold_sd; with `relabel`
+    QAP draws null_mean, null_95 of r at the same ratio (not for an incomplete table).
+    """
+    y = target_of(pairs, target)
+    _, train, test = fold_masks(splitter(split, seed), pairs.ends, pairs.tasks)
+    m, k = y.shape[1], len(ratios)
+
+    def scores(targets: np.ndarray):
+        # the same few digits for all: what is compared is the curves
+        model = lasso_folds(pairs.X, targets, train, ratios, tolerance=1e-3, sweeps=200)
+        prediction = model.predict(pairs.X).reshape(len(train), len(pairs), -1)
+        return model, score(prediction, np.repeat(targets, k, axis=1), test)
+
+    model, seen = scores(y)
+    table = pd.DataFrame(
+        {
+            "method": np.repeat(pairs.methods, k),
+            "ratio": np.tile(ratios, m),
+            "n_metrics": (model.coef != 0).sum(-1).mean(axis=0).ravel(),
+            "r": getattr(seen, HEADLINE[split]),
+            "r_fold_sd": fold_sd(seen.r_folds),
+        }
+    )
+    moved = relabellings(y, pairs.ends, relabel, seed)
+    if relabel and not np.isnan(moved).any():
+        drawn = scores(moved.transpose(1, 0, 2).reshape(len(pairs), -1))[1]
+        null = getattr(drawn, HEADLINE[split]).reshape(relabel, m * k)
+        table["null_mean"] = mean_defined(null)
+        kept = [column[~np.isnan(column)] for column in null.T]
+        table["null_95"] = [np.quantile(c, 0.95) if len(c) else np.nan for c in kept]
+    return table
+
+
+@dataclass(frozen=True)
+class NestedLasso:
+    """The lasso with its penalty chosen inside each fold.
+
+    prediction (F, n, m), coef (F, m, p) on the scaled metrics, ratio (F, m), test (F, n).
+    """
+
+    prediction: np.ndarray
+    coef: np.ndarray
+    ratio: np.ndarray
+    test: np.ndarray
+
+
+def nested_lasso(
+    pairs: Pairs,
+    target: str = "normalized",
+    split: str = "loto",
+    ratios: Sequence[float] = RATIOS,
+    seed: int = 0,
+) -> NestedLasso:
+    """Fit every fold at the penalty that `choose_ratio` finds in its training pairs."""
+    y = target_of(pairs, target)
+    _, train, test = fold_masks(splitter(split, seed), pairs.ends, pairs.tasks)
+    place = choose_ratio(pairs.X, y, pairs.ends, train, ratios)
+    model = lasso_folds(pairs.X, y, train, ratios)
+    prediction = np.take_along_axis(model.predict(pairs.X), place[:, None, :, None], axis=-1)
+    coef = np.take_along_axis(model.coef, place[..., None, None], axis=2)
+    return NestedLasso(prediction[..., 0], coef[:, :, 0], np.asarray(ratios)[place], test)
+
+
+def nested_table(pairs: Pairs, fit: NestedLasso, target: str = "normalized") -> pd.DataFrame:
+    """Per method: r_fold_mean, r_fold_sd, r_concatenated, r_pooled, ratio and n_metrics (medians
+    over the folds), fewest, most."""
+    scores = score(fit.prediction, target_of(pairs, target), fit.test)
+    count = (fit.coef != 0).sum(-1)
+    return pd.DataFrame(
+        {
+            "method": pairs.methods,
+            "r_fold_mean": scores.r_fold_mean,
+            "r_fold_sd": fold_sd(scores.r_folds),
+            "r_concatenated": scores.r_concatenated,
+            "r_pooled": scores.r_pooled,
+            "ratio": np.median(fit.ratio, axis=0),
+            "n_metrics": np.median(count, axis=0),
+            "fewest": count.min(axis=0),
+            "most": count.max(axis=0),
+        }
+    )
+
+
+def selection(pairs: Pairs, coef: np.ndarray) -> pd.DataFrame:
+    """How often, and with which sign, each metric is in the fits coef (F, m, p).
+
+    One row per method and metric: category, frequency (share of fits with a weight that is not
+    0), positive (share of those fits where it is above 0), stability (share of those fits with
+    the commoner sign), mean (over all fits). NaN where the metric is never selected.
+    """
+    category = categories(pairs.metrics)
+    chosen, above = (coef != 0).sum(axis=0), (coef > 0).sum(axis=0)
+    positive = np.where(chosen > 0, above / np.maximum(chosen, 1), np.nan)
+    rows = []
+    for j, method in enumerate(pairs.methods):
+        for k, metric in enumerate(pairs.metrics):
+            rows.append(
+                {
+                    "method": method,
+                    "metric": metric,
+                    "category": category[metric],
+                    "frequency": chosen[j, k] / len(coef),
+                    "positive": positive[j, k],
+                    "stability": max(positive[j, k], 1 - positive[j, k]),
+                    "mean": coef[:, j, k].mean(),
+                }
+            )
+    return pd.DataFrame(rows)
+
+
+def halves_coefficients(
+    pairs: Pairs,
+    ratio: Sequence[float],
+    target: str = "normalized",
+    repeats: int = 25,
+    seed: int = 0,
+    relabelled: bool = False,
+) -> np.ndarray:
+    """Lasso weights (2 repeats, m, p) on the pairs inside random halves of the tasks.
+
+    `ratio` (m,) is each method's penalty. Unlike leave-one-task-out folds, which share nine tenths
+    of their pairs, two halves of a repeat share none. `relabelled`: the tasks of the targets are
+    renamed anew in each repeat, so that what is selected then is selected by chance.
+    """
+    y = target_of(pairs, target)
+    _, train, _ = fold_masks(splitter("halves", seed, repeats), pairs.ends, pairs.tasks)
+    out = np.empty((len(train), y.shape[1], pairs.X.shape[1]))
+    for value in np.unique(ratio):
+        which = np.flatnonzero(np.asarray(ratio) == value)
+        if not relabelled:
+            out[:, which] = lasso_folds(pairs.X, y[:, which], train, [value]).coef[:, :, 0]
+            continue
+        for k, moved in enumerate(relabellings(y[:, which], pairs.ends, repeats, seed)):
+            two = slice(2 * k, 2 * k + 2)
+            inside = train[two] & ~np.isnan(moved).any(axis=1)
+            out[two, which] = lasso_folds(pairs.X, moved, inside, [value]).coef[:, :, 0]
+    return out
