@@ -98,7 +98,8 @@ def key(run: Run, station: str, *names: str) -> str:
         case "base":
             parts = [_weights_digest(run.backbone, run.weights), _source("backbones")]
         case "data":
-            code = _source("tasks", *(f"tasks.{m}" for m in ("glyphs", "render", *_TASK_FILES)))
+            made_by = TASKS[names[0]].make.__module__.removeprefix("mergelib.")
+            code = _source("tasks", "tasks.glyphs", "tasks.render", made_by)
             parts = [*names, asdict(run.sizes), run.seed, _pixels(), code]
         case "tuned":
             code = _source("finetune", "heads", "evaluate", "regularizers")
@@ -117,9 +118,6 @@ def key(run: Run, station: str, *names: str) -> str:
         case _:
             raise ValueError(station)
     return digest(station, parts)[:24]
-
-
-_TASK_FILES = ("rendered", "shipped")
 
 
 def _method_params(run: Run, method: str) -> dict[str, Any]:

@@ -60,7 +60,7 @@ def build(name: str, sizes: Mapping[str, int], seed: int = 0) -> Task:
     """Make a task's splits; the same name, sizes and seed give the same pixels.
 
     `sizes` maps train, calibration and test to image counts; a source that has fewer images gives
-    what it has, in the same proportions.
+    what it has, two fifths at most to the test split and a tenth to calibration.
 
     Raises MergelibError for an unknown task and if two splits share an image.
     """

@@ -28,16 +28,20 @@ def _resize(images: np.ndarray) -> np.ndarray:
 
 
 def _deal(rng: np.random.Generator, images, labels, sizes: Mapping[str, int]):
-    """Distinct images dealt at random to the splits, in the proportions of `sizes`."""
+    """Distinct images dealt at random to the splits.
+
+    Where there are fewer than asked for, the test split takes at most two fifths of them and the
+    calibration split at most a tenth; training gets what is left.
+    """
     _, first = np.unique(images.reshape(len(images), -1), axis=0, return_index=True)
     order = rng.permutation(np.sort(first))
-    share = min(1.0, len(order) / sum(sizes[split] for split in SPLITS))
+    most = {"test": len(order) * 2 // 5, "calibration": len(order) // 10, "train": len(order)}
     made, start = {}, 0
-    for split in SPLITS:
-        chosen = order[start : start + int(sizes[split] * share)]
+    for split in ("test", "calibration", "train"):
+        chosen = order[start : start + min(sizes[split], most[split])]
         start += len(chosen)
         made[split] = (_resize(images[chosen]), labels[chosen])
-    return made
+    return {split: made[split] for split in SPLITS}
 
 
 def _digits(rng, sizes):
