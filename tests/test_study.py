@@ -9,7 +9,13 @@ from sklearn.preprocessing import MinMaxScaler
 
 from mergelib.metrics import METRICS
 from mergelib.predict import assemble, evaluate, held_out, target
-from mergelib.predict.ablation import ablation, category_sets, redundancy, restrict
+from mergelib.predict.ablation import (
+    ablation,
+    beside_known,
+    category_sets,
+    redundancy,
+    restrict,
+)
 from mergelib.predict.collinear import collinear_groups
 from mergelib.predict.crossval import fold_seeds
 from mergelib.predict.inference import qap
@@ -245,6 +251,19 @@ def test_ablation_of_pooled_predictions_and_of_several_starts(pairs):
     assert row["r"] == pytest.approx(np.mean(r), abs=1e-3)
 
 
+def test_metrics_beside_what_is_known_before_merging(tables, pairs):
+    known = tables[2].assign(n_classes=np.arange(2, 11), n_train=np.arange(100, 1000, 100))
+    table = beside_known(pairs, known, relabel=4, draws=50).set_index(["features", "method"])
+    asked = {"tasks": known, "split": "l2to", "keep_incomplete": True}
+    both = evaluate(*tables[:2], "ties", **asked, task_covariates=True)
+    metrics = evaluate(*tables[:2], "ties", **asked)
+    assert table.loc[("both", "ties"), "r"] == pytest.approx(both["r_pooled"])
+    assert table.loc[("metrics", "ties"), "r"] == pytest.approx(metrics["r_pooled"])
+    row = table.loc[("both", "ties")]
+    assert row["difference"] == pytest.approx(row["r"] - table.loc[("known", "ties"), "r"])
+    assert table.loc["known", "n_metrics"].eq(10).all()
+
+
 def test_redundancy_is_adjusted_r_squared_on_the_other_categories(pairs):
     table = redundancy(pairs).set_index("metric")
     name = "subspace_overlap"
@@ -283,6 +302,9 @@ def test_lasso_path_is_scikit_learns_and_meets_the_optimality_conditions(pairs):
                 assert np.abs(pull).max() < 1 + 1e-4
                 np.testing.assert_allclose(pull[w != 0], np.sign(w[w != 0]), atol=1e-4)
     assert (lasso_folds(pairs.X, y, train, (1.0,)).coef == 0).all()
+    mirror = pairs.metrics.index("effective_rank_mergeability_score")
+    assert (lasso_folds(pairs.X, y, train).coef[..., mirror] == 0).all()
+    assert (lasso_folds(pairs.X, y, train).coef[..., mirror - 1] != 0).any()
     assert np.isfinite(lasso_folds(pairs.X, 0 * y + 0.9, train, (0.5,)).intercept).all()
 
 

@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 
+from mergelib.predict.covariates import with_task_covariates
 from mergelib.predict.crossval import fold_seeds, held_out
 from mergelib.predict.data import Pairs
 from mergelib.predict.evaluate import HEADLINE
@@ -14,8 +15,6 @@ from mergelib.predict.scores import pooled, score
 from mergelib.predict.splits import fold_masks, splitter
 from mergelib.predict.study import categories, fold_interval, fold_sd
 from mergelib.predict.targets import target as target_of
-
-KEYS = ["method", "change", "category"]
 
 
 def restrict(pairs: Pairs, names: list[str]) -> Pairs:
@@ -53,41 +52,75 @@ def ablation(
     of r: the null depends on the number of metrics. With several `starts` of a random predictor r
     is their mean and start_sd the standard deviation of the difference over them.
     """
+    sets = [
+        ({"change": change, "category": category}, restrict(pairs, names))
+        for change, category, names in category_sets(pairs)
+    ]
+    table = _against_first(sets, target, split, predictor, relabel, starts, seed, draws)
+    return table.rename(columns={"r_first": "r_all"})
+
+
+def beside_known(
+    pairs: Pairs,
+    tasks: pd.DataFrame,
+    target: str = "normalized",
+    split: str = "l2to",
+    predictor: str = "ridge",
+    relabel: int = 0,
+    seed: int = 0,
+    draws: int = 2000,
+) -> pd.DataFrame:
+    """What the metrics add to what the tasks table knows before any merge.
+
+    As `ablation`, with `features` "known" (the ten columns of `with_task_covariates`), "metrics"
+    and "both"; difference = r - r_known, paired.
+    """
+    both = with_task_covariates(pairs, tasks)
+    new = [name for name in both.metrics if name not in set(pairs.metrics)]
+    sets = [
+        ({"features": "known"}, restrict(both, new)),
+        ({"features": "metrics"}, pairs),
+        ({"features": "both"}, both),
+    ]
+    table = _against_first(sets, target, split, predictor, relabel, 1, seed, draws)
+    return table.rename(columns={"r_first": "r_known"})
+
+
+def _against_first(sets, target, split, predictor, relabel, starts, seed, draws) -> pd.DataFrame:
+    """Fit each of the labelled feature sets; pair its scores with those of the first."""
+    pairs = sets[0][1]
     y = target_of(pairs, target)
     _, train, test = fold_masks(splitter(split, seed), pairs.ends, pairs.tasks)
     m = y.shape[1]
+    every = np.tile(y, (1, starts))
     seeds = [fold_seeds(seed + k, pairs.methods, len(train)) for k in range(starts)]
-    frames, full = [], None
-    for change, category, names in category_sets(pairs):
-        part = restrict(pairs, names)
-        fit = held_out(
-            predictor, part.X, np.tile(y, (1, starts)), pairs.ends, train, test, None,
-            np.concatenate(seeds, axis=1),
-        )  # fmt: skip
-        scores = score(fit.prediction, np.tile(y, (1, starts)), test)
+    seeds = np.concatenate(seeds, axis=1)
+    frames, first = [], None
+    for label, part in sets:
+        fit = held_out(predictor, part.X, every, pairs.ends, train, test, None, seeds)
+        scores = score(fit.prediction, every, test)
         r = getattr(scores, HEADLINE[split]).reshape(starts, m)
         folds = scores.r_folds.reshape(len(train), starts, m).mean(axis=1)
         once = pooled(fit.prediction, test)[:, :m]
-        full = full or (r, folds, once)
+        first = first or (r, folds, once)
         table = pd.DataFrame(
             {
                 "method": pairs.methods,
-                "change": change,
-                "category": category,
-                "n_metrics": len(names),
+                **label,
+                "n_metrics": len(part.metrics),
                 "r": r.mean(axis=0),
-                "r_all": full[0].mean(axis=0),
-                "difference": (r - full[0]).mean(axis=0),
-                "start_sd": (r - full[0]).std(axis=0, ddof=1) if starts > 1 else 0.0,
+                "r_first": first[0].mean(axis=0),
+                "difference": (r - first[0]).mean(axis=0),
+                "start_sd": (r - first[0]).std(axis=0, ddof=1) if starts > 1 else 0.0,
             }
         )
         if split == "loto":
-            paired = folds - full[1]
+            paired = folds - first[1]
             table["low"], table["high"] = fold_interval(paired, draws, seed)
             table["fold_sd"] = fold_sd(paired)
             table["worse"] = (paired < 0).mean(axis=0)
         else:
-            spread = [_paired_bootstrap(once, full[2], y, pairs, k, draws, seed) for k in range(m)]
+            spread = [_paired_bootstrap(once, first[2], y, pairs, k, draws, seed) for k in range(m)]
             table["low"], table["high"] = np.array(spread).T
         table["n_folds"] = len(train)
         if relabel:
@@ -104,9 +137,11 @@ def ablation(
 def _paired_bootstrap(once, whole, y, pairs: Pairs, k: int, draws: int, seed: int):
     """95 % interval of the difference of pooled r of two predictions on the same task draws."""
     held = ~np.isnan(once[:, k])
-    some, every = (
-        bootstrap_r(p[held, k], y[held, k], pairs.ends[held], draws, seed) for p in (once, whole)
-    )
+    with np.errstate(invalid="ignore"):  # a draw of one task alone has no pair
+        some, every = (
+            bootstrap_r(p[held, k], y[held, k], pairs.ends[held], draws, seed)
+            for p in (once, whole)
+        )
     return interval(some - every)
 
 

@@ -184,7 +184,7 @@ def lasso_folds(
     prediction variance it is also the maximum of r - penalty ||w||_1 (`exact.lasso_pearson`).
     Coordinate descent on the Gram matrices of all folds and targets together, each ratio from the
     one before (`ratios` from large to small), until the duality gap is at most `tolerance` of the
-    target's sum of squares or `sweeps` are done. Of exactly collinear metrics the first is taken.
+    target's sum of squares or `sweeps` are done. Of a metric and its mirror the first is taken.
     """
     (f, p), m, k = (len(train), X.shape[1]), Y.shape[1], len(ratios)
     low, span = scaling(X, train)
@@ -227,7 +227,9 @@ def _descend(gram, cross, penalty, start, tolerance: float, sweeps: int) -> np.n
     for sweep in range(1, sweeps + 1):
         for j in range(len(G)):
             pull = slope[j] + curve[j] * w[j]
-            moved = (pull - np.clip(pull, -lam, lam)) * inverse[j]
+            beyond = pull - np.clip(pull, -lam, lam)
+            beyond[np.abs(beyond) < 1e-6 * lam] = 0.0  # rounding: the mirror of one already taken
+            moved = beyond * inverse[j]
             step = moved - w[j]
             if step.any():
                 slope -= G[j] * step

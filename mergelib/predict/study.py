@@ -74,7 +74,8 @@ def _scored(prediction, y, test, pairs: Pairs, split: str, draws: int, seed: int
         once = pooled(prediction, test)
         held = ~np.isnan(once).any(axis=1)
         for k in np.flatnonzero(~np.isnan(scores.r_pooled)):
-            drawn = bootstrap_r(once[held, k], y[held, k], pairs.ends[held], draws, seed)
+            with np.errstate(invalid="ignore"):  # a draw of one task alone has no pair
+                drawn = bootstrap_r(once[held, k], y[held, k], pairs.ends[held], draws, seed)
             low[k], high[k] = interval(drawn)
     return pd.DataFrame(
         {
@@ -169,7 +170,8 @@ def coefficient_table(
     category = categories(pairs.metrics)
     frames = []
     for k, method in enumerate(pairs.methods):
-        drawn = bootstrap_coefficients(pairs.X, y[:, k], pairs.ends, alpha, draws, seed)
+        with np.errstate(invalid="ignore"):  # a draw of one task alone has no pair
+            drawn = bootstrap_coefficients(pairs.X, y[:, k], pairs.ends, alpha, draws, seed)
         low, high = interval(drawn)
         frames.append(
             pd.DataFrame(
