@@ -7,6 +7,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 
 import yaml
 
+from mergelib.backbones import GLYPH_VIT
 from mergelib.errors import MergelibError
 from mergelib.finetune import Recipe
 from mergelib.merging import METHODS
@@ -32,7 +33,7 @@ class Run:
     name: str
     tasks: list[str]
     methods: dict[str, Any]
-    backbone: str = "glyph-vit"
+    backbone: str = GLYPH_VIT
     weights: str = ""
     metrics: list[str] = field(default_factory=list)  # empty: all
     mode: str = "corrected"
@@ -132,6 +133,9 @@ def _check(run: Run, where: str) -> None:
         "strengths want finetune.regularizer and must be 0 or more": (
             all(s >= 0 for s in run.strengths)
             and (bool(run.finetune.regularizer) or not any(run.strengths))
+        ),
+        f"backbone {run.backbone} wants weights: a file, or a tag of open_clip such as openai": (
+            bool(run.weights) or run.backbone == GLYPH_VIT
         ),
         "tasks needs at least two names": len(run.tasks) >= 2,
         "tasks names a task twice": len(set(run.tasks)) == len(run.tasks),

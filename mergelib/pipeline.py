@@ -21,6 +21,7 @@ import joblib
 import pandas as pd
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import interpolate
 from tqdm import tqdm
 
 from mergelib import tasks as sources
@@ -179,10 +180,18 @@ def split(store: Path, run: Run, task: str, name: str) -> Split:
 
 
 def _ready(store: Path, run: Run, task: str, name: str) -> tuple[Tensor, Tensor]:
-    """Normalized images and labels of a split on the run's device."""
+    """Normalized images, at the backbone's size, and labels of a split on the run's device."""
     part = split(store, run, task, name)
-    on = device(run)
-    return _loaded(run).normalize(part.images.to(on)), part.labels.to(on)
+    on, backbone = device(run), _loaded(run)
+    return backbone.normalize(_sized(part.images.to(on), backbone.image_size)), part.labels.to(on)
+
+
+def _sized(images: Tensor, size: int) -> Tensor:
+    """uint8 images at size x size pixels, enlarged bicubically where they are smaller."""
+    if images.shape[-2:] == (size, size):
+        return images
+    large = interpolate(images.float(), (size, size), mode="bicubic", antialias=True)
+    return large.round().clamp(0, 255).byte()
 
 
 def make_base(store: Path, run: Run) -> Path:

@@ -62,6 +62,7 @@ WRONG = {
     "pool too large": ({"pool_per_task": 9}, "pool_per_task"),
     "unknown mode": ({"mode": "published"}, "mode must be one of"),
     "unknown regularizer": ({"finetune": {"regularizer": "l3"}}, "unknown regularizer 'l3'"),
+    "a backbone without weights": ({"backbone": "ViT-B-32"}, "wants weights"),
     "strengths of nothing": ({"strengths": [0.1]}, "finetune.regularizer"),
 }
 

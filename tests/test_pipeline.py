@@ -185,6 +185,17 @@ def test_a_study_stacks_its_variants(smoke, tmp_path):
     ]
 
 
+def test_another_backbone_runs_the_same_line(smoke, tmp_path):
+    run = params.load(smoke)
+    sizes = replace(run.sizes, train=4, calibration=2, test=3)
+    small = replace(run, backbone="ViT-S-32-alt", tasks=["digits", "animals"], sizes=sizes)
+    small = replace(small, methods={"weight_avg": {}}, pool_per_task=1)
+    small = replace(small, finetune=replace(run.finetune, steps=1, batch=2))
+    made = pipeline.execute(small, tmp_path / "store", tmp_path / "tables", jobs=1)
+    assert np.isfinite(made["metrics"][list(METRICS)].to_numpy()).all()
+    assert read_json(tmp_path / "tables" / "meta.json")["source"] == "ViT-S-32-alt"
+
+
 @pytest.fixture
 def models(tmp_path):
     """A base and two models of it, as files."""
