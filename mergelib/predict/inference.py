@@ -55,6 +55,21 @@ def _column(function: Callable, values: np.ndarray) -> np.ndarray:
     return np.array([function(c) if len(c) else np.nan for c in kept])
 
 
+def relabellings(Y: np.ndarray, ends: np.ndarray, n: int, seed: int = 0) -> np.ndarray:
+    """Targets Y (n_pairs, m) under `n` random renamings of the tasks: (N, n_pairs, m).
+
+    NaN where a pair has no target under its new name.
+    """
+    rng = np.random.default_rng([seed, 1])
+    present = np.unique(ends)
+    order = np.arange(int(ends.max()) + 1)
+    out = np.empty((n, *Y.shape))
+    for k in range(n):
+        order[present] = rng.permutation(present)
+        out[k] = relabel(Y, ends, order)
+    return out
+
+
 @threadpool_limits.wrap(limits=1)  # thousands of small solves: threads would only wait
 def qap(
     name: str,
@@ -75,9 +90,6 @@ def qap(
     target under a relabelling are left out of that draw, not filled. Y (n, m): all methods see
     the same relabellings. Under leave-one-task-out the null is far above zero.
     """
-    rng = np.random.default_rng([seed, 1])
-    n_tasks = int(ends.max()) + 1
-    present = np.unique(ends)
     methods = methods or tuple(str(k) for k in range(Y.shape[1]))
     seeds = fold_seeds(seed, methods, len(train))
     shared = RidgeFolds(X) if name == "ridge" else None
@@ -93,10 +105,8 @@ def qap(
 
     observed = run(Y)
     null: dict[str, list[np.ndarray]] = {s: [] for s in STATISTICS}
-    for _ in range(n):
-        order = np.arange(n_tasks)
-        order[present] = rng.permutation(present)
-        scores = run(relabel(Y, ends, order))
+    for targets in relabellings(Y, ends, n, seed):
+        scores = run(targets)
         for s in STATISTICS:
             null[s].append(getattr(scores, s))
     return Qap(

@@ -5,26 +5,11 @@ from threadpoolctl import threadpool_limits
 
 from mergelib.predict.crossval import RECIPES, fit_folds, fold_seeds, held_out
 from mergelib.predict.folds import RidgeFolds
-from mergelib.predict.inference import STATISTICS, Qap, qap, relabel
+from mergelib.predict.inference import STATISTICS, Qap, qap, relabellings
 from mergelib.predict.scores import mean_defined, pearson
 
 LINEAR = ("ridge", "ols")  # at a fixed strength a held-out prediction is linear in the targets
 AT_ONCE = 25  # relabellings that one batch of Adam problems holds
-
-
-def relabellings(Y: np.ndarray, ends: np.ndarray, n: int, seed: int = 0) -> np.ndarray:
-    """Targets Y (n_pairs, m) under `n` random renamings of the tasks: (N, n_pairs, m).
-
-    The same draws as `inference.qap` makes; NaN where a pair has no target under its new name.
-    """
-    rng = np.random.default_rng([seed, 1])
-    present = np.unique(ends)
-    order = np.arange(int(ends.max()) + 1)
-    out = np.empty((n, *Y.shape))
-    for k in range(n):
-        order[present] = rng.permutation(present)
-        out[k] = relabel(Y, ends, order)
-    return out
 
 
 @threadpool_limits.wrap(limits=1)

@@ -12,7 +12,7 @@ from mergelib.predict.crossval import fold_seeds
 from mergelib.predict.data import Pairs
 from mergelib.predict.evaluate import HEADLINE
 from mergelib.predict.folds import scaled, scaling
-from mergelib.predict.relabelling import relabellings
+from mergelib.predict.inference import relabellings
 from mergelib.predict.scores import mean_defined, pearson, score
 from mergelib.predict.splits import fold_masks, inner_task_folds, splitter
 from mergelib.predict.study import categories, fold_sd
