@@ -17,6 +17,7 @@ import numpy as np
 import pandas as pd
 
 from mergelib.errors import MergelibError
+from mergelib.predict.data import FINAL_METHODS
 from mergelib.registry import unknown
 from mergelib.store import file_digest, read_json, write_json, write_table
 
@@ -207,12 +208,13 @@ def read_zero_shot(path: Path) -> pd.DataFrame:
 
 @dataclass(frozen=True)
 class Tables:
-    """One setting's metrics, merges and tasks tables and their meta record."""
+    """Metrics, merges and tasks tables, their meta record, and the methods that enter fits."""
 
     metrics: pd.DataFrame
     merges: pd.DataFrame
     tasks: pd.DataFrame
     meta: dict[str, Any]
+    methods: tuple[str, ...]
 
 
 def read_setting(source: Path, setting: str, historic: bool = False) -> Tables:
@@ -286,7 +288,7 @@ def read_setting(source: Path, setting: str, historic: bool = False) -> Tables:
                 f"{same[0]} of {same[1]} merge accuracies equal those of ViT-B-16_AdamW bit for "
                 "bit: the released merges of this setting are of the AdamW models"
             )
-    return Tables(metrics, merges, tasks, meta)
+    return Tables(metrics, merges, tasks, meta, FINAL_METHODS)
 
 
 def _identical(results: Path, methods: Sequence[str]) -> tuple[int, int] | None:
