@@ -2,7 +2,9 @@
 
 τ_ℓ of a matrix (m, n) is Σ_k d_k a_k b_kᵀ (d_k falling as a power of k, a part of it common to all
 models) plus full-rank noise whose columns differ in size by three orders: a few directions hold
-most of the norm (94 %), and σ_min/σ_max comes out between 1e-3 and 1e-6. `python benchmarks/synthetic.py FOLDER --name ViT-B-16 --models 20` writes them.
+most of the norm (94 %), and σ_min/σ_max comes out between 1e-3 and 1e-6.
+
+`python benchmarks/synthetic.py FOLDER --name ViT-B-16 --models 20` writes them.
 """
 
 import argparse

@@ -108,7 +108,7 @@ def key(run: Run, station: str, *names: str) -> str:
             parts += [_numerics(run), code]
         case "summary":
             pool = [key(run, "data", task) for task in run.tasks]
-            code = _source("metrics.summary", "vectors", "heads")
+            code = _source("metrics.summary", "metrics.weights", "factors", "vectors", "heads")
             parts = [key(run, "tuned", *names), pool, run.pool_per_task, _numerics(run), code]
         case "merged":
             *pair, method = names

@@ -10,7 +10,8 @@ import pandas as pd
 from mergelib.errors import MergelibError
 from mergelib.metrics.ingredients import Factors, Ingredients, ingredients
 from mergelib.metrics.registry import METRICS, Metric, metric
-from mergelib.metrics.summary import mean_activation, pool_gradients, summarize
+from mergelib.metrics.summary import mean_activation, pool_gradients
+from mergelib.metrics.weights import summarize
 from mergelib.registry import unknown
 
 CATEGORIES = ("task_vector", "effective_rank", "subspace", "activation", "gradient")

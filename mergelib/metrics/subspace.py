@@ -11,7 +11,7 @@ import numpy as np
 
 from mergelib.metrics.ingredients import Factors, Ingredients
 from mergelib.metrics.registry import metric
-from mergelib.metrics.summary import TRIPLETS
+from mergelib.metrics.weights import TRIPLETS
 
 CATEGORY = "subspace"
 
