@@ -2,6 +2,8 @@
 # A machine with Python >= 3.11, make and a package index is enough.
 PYTHON ?= python3
 PARAMS ?= params/glyph20.yaml
+# A checkout of the released tables (README); without one their chapters show committed outputs.
+RELEASED ?=
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -18,7 +20,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 book: $(INSTALLED)
 	$(BIN)/mergelib run --params $(PARAMS) --store $(BUILD)/store --tables $(BUILD)/tables/$(NAME)
-	$(BIN)/mergelib book --tables $(BUILD)/tables/$(NAME) --out $(BUILD)/html
+	$(BIN)/mergelib book --tables $(BUILD)/tables/$(NAME) --out $(BUILD)/html $(if $(RELEASED),--released $(RELEASED))
 
 test: $(INSTALLED)
 	$(BIN)/ruff check .

@@ -26,12 +26,15 @@ import nbformat
 import yaml
 
 from mergelib.errors import MergelibError
+from mergelib.sources import BENCHMARK
 from mergelib.store import digest, file_digest, write_atomic
 
 COMPUTES = ("numpy", "pandas", "scikit-learn", "torch", "matplotlib", "seaborn", "papermill")
 RENDERS = ("jupyter-book", "sphinx", "myst-nb", "sphinx-book-theme")
 INJECTED = "injected-parameters"
 PICTURES = (".png", ".svg", ".jpg", ".gif")
+RELEASED = "_released"  # ends the name of a chapter's twin
+TWIN = "ViT-B-16_AdamW"  # its source: the setting of the published headline numbers
 
 
 def entries(source: Path) -> list[str]:
@@ -284,6 +287,57 @@ def commit_outputs(path: Path, executed: Path) -> None:
     write_notebook(path, clean(notebook, path.parent))
 
 
+# ---- Chapters on the released tables ----------------------------------------------------------
+
+
+def needs_released(path: Path) -> bool:
+    """Whether a chapter, with its defaults, reads a checkout of the released tables.
+
+    It declares `released`, and no `source` or one that is not the benchmark.
+    """
+    values = declared(read_notebook(path))
+    return "released" in values and values.get("source", "") != BENCHMARK
+
+
+def lacks_released(path: Path, passed: Mapping[str, Any]) -> bool:
+    """Whether it reads them and they are not where it looks."""
+    if not needs_released(path):
+        return False
+    folder = passed.get("released", declared(read_notebook(path))["released"])
+    return not (path.parent / str(folder) / "results").is_dir()
+
+
+def sync_twin(path: Path) -> Path:
+    """Give a chapter's twin on the released tables the chapter's cells; returns the twin.
+
+    The twin NAME_released.ipynb lies beside NAME.ipynb. It differs in the title and in the default
+    of `source`: that of the twin, or TWIN where there is none yet. Outputs of cells that stay as
+    they were are kept. Raises MergelibError if the chapter's parameters have no source.
+    """
+    notebook = read_notebook(path)
+    if declared(notebook).get("source") != BENCHMARK:
+        raise MergelibError(f"{path} has no parameter `source` with the default {BENCHMARK!r}")
+    target = path.with_stem(f"{path.stem}{RELEASED}")
+    before = read_notebook(target) if target.is_file() else nbformat.v4.new_notebook()
+    setting = declared(before).get("source", TWIN)
+    outputs = {cell.source: cell.outputs for cell in before.cells if cell.cell_type == "code"}
+    for k, cell in enumerate(notebook.cells):
+        if k == 0:
+            title, _, rest = cell.source.partition("\n")
+            cell.source = f"{title}, on the released tables\n{rest}"
+        if "parameters" in cell.metadata.get("tags", []):
+            cell.source = re.sub(
+                rf"^(source\b.*?=\s*)(['\"]){BENCHMARK}\2",
+                lambda found: f'{found[1]}"{setting}"',
+                cell.source,
+                flags=re.MULTILINE,
+            )
+        if cell.cell_type == "code":
+            cell.outputs = outputs.get(cell.source, [])
+    write_notebook(target, notebook)
+    return target
+
+
 # ---- Rendering --------------------------------------------------------------------------------
 
 
@@ -407,27 +461,37 @@ def build(
     out: Path | None = None,
     parameters: Mapping[str, Any] | None = None,
     commit: bool = False,
+    released: Path | None = None,
 ) -> list[Path]:
     """Run the chapters of `source` in order, render and check them; returns the pages.
 
-    `tables` is handed to each chapter that declares a parameter `tables`, relative to the
-    chapter's folder; `parameters` likewise by name. While anything is wrong there is no `out`
-    (default `source/_build/html`): a reader never meets a page of an earlier state. With `commit`
-    the outputs also go into the chapters' own files; they must then run with their defaults.
+    `tables` and `released` are handed to each chapter that declares a parameter of that name,
+    relative to the chapter's folder; `parameters` likewise by name. A chapter that reads the
+    released tables is shown with its committed outputs where they are not at hand. While anything
+    is wrong there is no `out` (default `source/_build/html`): a reader never meets a page of an
+    earlier state. With `commit` twins follow their chapters, and the outputs also go into the
+    chapters' own files; they must then run with their defaults.
 
     Raises MergelibError if a chapter fails, a page is missing, or a link is broken.
     """
     source = Path(source).resolve()
     out = (Path(out) if out else source / "_build" / "html").resolve()
     executed = source / "_build" / "book"
-    if commit and (tables or parameters):
+    if commit and (tables or parameters or released):
         raise MergelibError("--commit-outputs keeps what the defaults give: leave the others out")
     if tables and not Path(tables).is_dir():
         raise MergelibError(f"there is no folder of tables {tables}: write it with `mergelib run`")
+    if released and not (Path(released) / "results").is_dir():
+        raise MergelibError(f"{released} is no checkout of the released tables: see the README")
     _contents.cache_clear()
     names = entries(source)
     chapters = [path for path in _sources(source, names) if path.suffix == ".ipynb"]
-    plan = {p: _passed(p, tables, parameters or {}) for p in chapters}
+    if commit:
+        for path in chapters:
+            if path.with_stem(f"{path.stem}{RELEASED}").is_file():
+                sync_twin(path)
+    folders = {"tables": tables, "released": released}
+    plan = {p: _passed(p, folders, parameters or {}) for p in chapters}
     _refuse_unknown(parameters or {}, plan)
     keys = {path: chapter_key(path, passed) for path, passed in plan.items()}
     stamp = executed / "html.key"
@@ -438,6 +502,11 @@ def build(
         stamp.unlink(missing_ok=True)
     for path, passed in plan.items():
         target = executed / path.relative_to(source)
+        if lacks_released(path, passed):
+            print(f"{path.stem}: as committed, the released tables are not here", file=sys.stderr)
+            write_notebook(target, clean(read_notebook(path), source, path.name))
+            target.with_suffix(".key").unlink(missing_ok=True)
+            continue
         _execute_if_changed(path, target, passed, keys[path], source)
         if commit:
             commit_outputs(path, target)
@@ -451,11 +520,14 @@ def build(
     return check_pages(out, names)
 
 
-def _passed(path: Path, tables: Path | None, parameters: Mapping[str, Any]) -> dict[str, Any]:
-    """The parameters that this chapter declares, `tables` seen from its folder."""
+def _passed(
+    path: Path, folders: Mapping[str, Path | None], parameters: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The parameters that this chapter declares, `folders` seen from its own."""
     wanted = dict(parameters)
-    if tables:
-        wanted["tables"] = Path(os.path.relpath(Path(tables).resolve(), path.parent)).as_posix()
+    for name, folder in folders.items():
+        if folder:
+            wanted[name] = Path(os.path.relpath(Path(folder).resolve(), path.parent)).as_posix()
     names = declared(read_notebook(path))
     return {name: value for name, value in wanted.items() if name in names}
 
@@ -500,6 +572,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of `mergelib book`."""
     parser.add_argument("--source", type=Path, default=Path("."), help="folder of _toc.yml")
     parser.add_argument("--tables", type=Path, help="tables that the chapters read")
+    parser.add_argument("--released", type=Path, help="checkout of the released tables")
     parser.add_argument("--out", type=Path, help="folder of the pages (default: _build/html)")
     parser.add_argument(
         "-f", dest="files", action="append", default=[], metavar="FILE", help="YAML of parameters"
@@ -536,7 +609,9 @@ def _read_parameters(files: list[str], pairs: list[list[str]]) -> dict[str, Any]
 def run(args: argparse.Namespace) -> int:
     """Build the book as the command line says; prints the page to open."""
     parameters = _read_parameters(args.files, args.pairs)
-    pages = build(args.source, args.tables, args.out, parameters, args.commit_outputs)
+    pages = build(
+        args.source, args.tables, args.out, parameters, args.commit_outputs, args.released
+    )
     out = args.out or args.source / "_build" / "html"
     print(f"{len(pages)} pages; open {out / 'index.html'}")
     return 0

@@ -15,6 +15,7 @@ from mergelib.errors import MergelibError
 
 ROOT = Path(__file__).resolve().parents[1]
 CHAPTERS = sorted((ROOT / "book").glob("*.ipynb"))
+TWINS = sorted((ROOT / "book").glob("*_released.ipynb"))
 
 
 def chapter(path: Path, *cells: str, parameters: str = "n = 1") -> None:
@@ -108,6 +109,47 @@ def test_a_chapter_depends_on_its_source_data_parameters_and_nothing_else(small)
     (small / "book" / "tables" / "x.csv").write_text("value\n5\n")
     book._contents.cache_clear()
     assert book.chapter_key(path, {}) != key
+
+
+def test_a_twin_follows_its_chapter_and_keeps_its_source_and_outputs(small):
+    path = small / "book" / "b_first.ipynb"
+    text = 'source: str = "benchmark"  # or another\ntables = "tables"\nreleased = "../r"'
+    chapter(path, "print(source)", parameters=text)
+    twin = nbformat.read(book.sync_twin(path), 4)
+    assert twin.cells[0].source.startswith("# b_first, on the released tables\n\n**Question**")
+    assert twin.cells[1].source == text.replace("benchmark", "ViT-B-16_AdamW")
+    master = nbformat.read(path, 4)
+    assert [c.source for c in twin.cells[2:]] == [c.source for c in master.cells[2:]]
+
+    path_of_twin = small / "book" / "b_first_released.ipynb"
+    twin.cells[1].source = text.replace("benchmark", "ViT-B-32_AdamW")
+    twin.cells[3].outputs = [nbformat.v4.new_output("stream", text="kept\n")]
+    nbformat.write(twin, path_of_twin)
+    book.sync_twin(path)
+    assert "ViT-B-32_AdamW" in nbformat.read(path_of_twin, 4).cells[1].source
+    assert text_of(path_of_twin) == "kept\n"
+    assert book.lacks_released(path_of_twin, {})
+    assert not book.lacks_released(path, {})
+    chapter(path, "print(n)")
+    with pytest.raises(MergelibError, match="no parameter `source`"):
+        book.sync_twin(path)
+
+
+def test_a_chapter_without_its_released_tables_is_shown_as_committed(small):
+    path = small / "book" / "b_first.ipynb"
+    chapter(path, "print(released)", parameters='released = "../released"')
+    notebook = nbformat.read(path, 4)
+    notebook.cells[3].outputs = [nbformat.v4.new_output("stream", text="as committed")]
+    nbformat.write(notebook, path)
+    chapter(small / "book" / "a_second.ipynb", "print(n)")
+    assert "as committed" in book.build(small)[1].read_text()
+    assert runs(small, "b_first") == 0
+
+    (small / "checkout" / "results").mkdir(parents=True)
+    assert "../checkout" in book.build(small, released=small / "checkout")[1].read_text()
+    assert runs(small, "b_first") == 1
+    with pytest.raises(MergelibError, match="no checkout of the released tables"):
+        book.build(small, released=small / "book")
 
 
 def test_a_failing_chapter_is_named_and_leaves_no_page(small):
@@ -263,6 +305,15 @@ def test_chapter_form(path):
     assert nbformat.writes(cleaned) == nbformat.writes(notebook), (
         "not as --commit-outputs leaves it"
     )
+
+
+@pytest.mark.parametrize("path", TWINS, ids=lambda path: path.stem)
+def test_twins_have_the_cells_of_their_chapters(path, tmp_path):
+    master = path.with_stem(path.stem.removesuffix(book.RELEASED))
+    for name in (master, path):
+        shutil.copy(name, tmp_path)
+    book.sync_twin(tmp_path / master.name)
+    assert (tmp_path / path.name).read_bytes() == path.read_bytes(), "mergelib.book.sync_twin"
 
 
 def test_the_module_loads_without_a_notebook_at_hand():
