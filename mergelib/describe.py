@@ -22,7 +22,8 @@ VALUES = ("normalized", "raw")
 
 def origin(meta: Mapping[str, Any], **counts: int) -> str:
     """One line on where a table comes from, then its counts: `origin(meta, pairs=190)`."""
-    known = [str(meta.get(key, f"{key} not recorded")) for key in ("source", "backbone")]
+    model = "setting" if "setting" in meta else "backbone"
+    known = [str(meta.get(key, f"{key} not recorded")) for key in ("source", model)]
     edition = f"{meta['mode']} edition" if "mode" in meta else "edition not recorded"
     return ", ".join([*known, edition, *(f"n = {n} {what}" for what, n in counts.items())])
 

@@ -264,7 +264,8 @@ def read_setting(source: Path, setting: str, historic: bool = False) -> Tables:
     used += [zero_path] if zero_path.is_file() else []
     values = metrics.drop(columns=["task_a", "task_b"])
     meta = {
-        "source": f"{REPOSITORY}@{COMMIT}",
+        "source": "released tables",
+        "repository": f"{REPOSITORY}@{COMMIT}",
         "paper": "arXiv 2601.22285",
         "setting": setting,
         "backbone": backbone,

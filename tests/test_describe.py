@@ -53,6 +53,8 @@ def test_origin_names_source_edition_and_counts():
     told = describe.origin(meta, pairs=190)
     assert told == "glyph benchmark, glyph-vit, corrected edition, n = 190 pairs"
     assert "not recorded" in describe.origin({})
+    held = {"source": "released tables", "backbone": "ViT-B-16", "setting": "ViT-B-16_SGD"}
+    assert describe.origin(held, pairs=173).startswith("released tables, ViT-B-16_SGD, ")
 
 
 def test_standard_error_is_the_binomial_one():
