@@ -112,8 +112,8 @@ def key(run: Run, station: str, *names: str) -> str:
             parts = [key(run, "tuned", *names), pool, run.pool_per_task, _numerics(run), code]
         case "merged":
             *pair, method = names
-            shared = ("merging", "merging.catalogue", "merging.factors", "vectors", "evaluate")
-            code = _source(*shared, f"merging.{method}")
+            shared = ("merging", "merging.catalogue", "merging.factors", "vectors", "checkpoints")
+            code = _source(*shared, "evaluate", f"merging.{method}")
             tuned = [key(run, "tuned", task) for task in pair]
             parts = [tuned, method, _method_params(run, method), run.seed, _numerics(run), code]
         case _:

@@ -7,12 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from mergelib.errors import MergelibError
 
-Source = Path | str | Mapping[str, Tensor]  # a safetensors file, or tensors in memory
+Source = Path | str | Mapping[str, Tensor]  # a checkpoint (see checkpoints), or tensors
 
 CHUNK = 1 << 20  # columns turned to float64 at a time
 
@@ -38,29 +37,19 @@ class Weights:
 
 @contextmanager
 def opened(source: Source, label: str = "") -> Iterator[Weights]:
-    """Open a safetensors file (or wrap a mapping) for reading tensor by tensor.
+    """Open a checkpoint (or wrap a mapping) for reading its image tower tensor by tensor.
 
-    Raises MergelibError, naming the file, if it is missing, truncated or not safetensors.
+    Formats and names: `mergelib.checkpoints`. Raises MergelibError, naming the file, if it is
+    missing, truncated or of an unknown format.
     """
+    from mergelib import checkpoints  # which needs this module's Weights
+
     if isinstance(source, Mapping):
-        shapes = {name: tuple(tensor.shape) for name, tensor in source.items()}
-        floating = frozenset(name for name in shapes if source[name].is_floating_point())
-        yield Weights(label or "the given tensors", shapes, floating, source.__getitem__)
+        state = checkpoints.of_mapping(source, label or "the given tensors")
+        yield checkpoints.image_tower(state)
         return
-    path = Path(source)
-    if not path.is_file():
-        raise MergelibError(f"{path} is missing: give the path of a safetensors file")
-    try:
-        file = safe_open(path, framework="pt")
-    except (SafetensorError, OSError, ValueError) as error:
-        raise MergelibError(
-            f"{path} is truncated or no safetensors file ({error}): write or copy it again"
-        ) from None
-    with file:
-        slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
-        shapes = {name: tuple(part.get_shape()) for name, part in slices.items()}
-        floating = frozenset(n for n, part in slices.items() if "F" in part.get_dtype())
-        yield Weights(str(path), shapes, floating, file.get_tensor)
+    with checkpoints.opened(source) as weights:
+        yield weights
 
 
 def check_same(origin: Weights, other: Weights) -> None:
