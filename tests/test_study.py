@@ -1,5 +1,7 @@
 """Comparisons over all methods: nulls, ablations, sparsity, against slow and independent forms."""
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -13,6 +15,7 @@ from mergelib.predict.ablation import (
     ablation,
     beside_known,
     category_sets,
+    known_summary,
     redundancy,
     restrict,
 )
@@ -38,6 +41,7 @@ from mergelib.predict.study import (
     agreement_table,
     coefficient_table,
     compare,
+    compare_targets,
     fold_interval,
     held_out_table,
 )
@@ -112,14 +116,17 @@ def test_the_batched_null_of_an_adam_recipe(pairs):
         assert np.median(gap) < 0.05 and gap.max() < 0.2
 
 
-def test_the_batched_null_leaves_incomplete_tables_to_the_slow_one(pairs):
-    y, rows = target(pairs, "raw")[:-1], slice(0, -1)
-    _, train, test = fold_masks(splitter("loto"), pairs.ends[rows])
-    asked = ("ridge", pairs.X[rows], y, pairs.ends[rows], train, test, 3)
-    np.testing.assert_array_equal(
-        batched_qap(*asked).null["r_pooled"], qap(*asked).null["r_pooled"]
-    )
-    assert np.isnan(relabellings(y, pairs.ends[rows], 5)).any()
+@pytest.mark.parametrize("split", ["loto", "l2to"])
+@pytest.mark.parametrize("name", ["ridge", "ols"])
+def test_the_null_of_an_incomplete_table_is_the_one_of_draw_after_draw(pairs, name, split):
+    y, ends = target(pairs, "raw")[:-2], pairs.ends[:-2]
+    _, train, test = fold_masks(splitter(split), ends)
+    asked = (name, pairs.X[:-2], y, ends, train, test, 4, None, 3)
+    quick, slow = batched_qap(*asked), qap(*asked)
+    for s in slow.null:
+        np.testing.assert_allclose(quick.observed[s], slow.observed[s], atol=1e-9)
+        np.testing.assert_allclose(quick.null[s], slow.null[s], atol=1e-9)
+    assert np.isnan(relabellings(y, ends, 4, 3)).any()
 
 
 def test_a_held_out_ridge_prediction_is_linear_in_the_targets(pairs):
@@ -152,6 +159,42 @@ def test_the_table_says_what_the_single_questions_say(tables, pairs):
     assert (ridge["p_holm"] >= ridge["p"]).all()
     assert (ridge["low"] < ridge["r"]).all() and (ridge["r"] < ridge["high"]).all()
     assert table.loc[table["kind"] == "baseline", "p"].isna().all()
+
+
+def test_targets_side_by_side_are_those_asked_one_by_one(pairs):
+    table = (
+        compare_targets(pairs, relabel=5, seed=1)
+        .set_index(["split", "target", "method"])
+        .sort_index()
+    )
+    assert len(table) == 2 * 3 * len(METHODS)
+    for name in ("raw", "residual"):
+        one = compare(pairs, name, "l2to", ("ridge",), relabel={"ridge": 5}, seed=1, draws=5)
+        ridge = one[one["model"] == "ridge"].set_index("method")
+        found = table.loc[("l2to", name)]
+        for column in ("r", "null_95", "p"):
+            np.testing.assert_allclose(found[column], ridge.loc[found.index, column])
+        task_effects = one[one["model"] == "additive_task_effects"].set_index("method")["r"]
+        np.testing.assert_allclose(found["additive"], task_effects.loc[found.index])
+
+
+def test_without_zero_shot_accuracy_only_base_knowledge_is_undefined(tables, pairs):
+    unknown = tables[2].assign(zero_shot=np.nan)
+    for tasks in (unknown, unknown.drop(columns="zero_shot")):
+        found = compare(pairs, predictors=("ridge",), tasks=tasks).set_index("model")
+        assert found.loc["base_knowledge", "r"].isna().all()
+    whole = compare(pairs, predictors=("ridge",), tasks=tables[2]).set_index("model")
+    pd.testing.assert_frame_equal(
+        found.drop(index="base_knowledge"), whole.drop(index="base_knowledge")
+    )
+    beside = beside_known(pairs, unknown, draws=5).set_index("features")
+    asked = evaluate(*tables[:2], "tsv", split="l2to", keep_incomplete=True)
+    assert beside.loc["metrics", "r"].iloc[0] == pytest.approx(asked["r_pooled"])
+    assert beside.loc[["known", "both"], "r"].isna().all()
+    assert beside[["difference", "low", "high"]].isna().all(axis=None)
+    shown = rounded(known_summary(beside.reset_index()))
+    assert shown.loc["known"].tolist()[:4] == ["–"] * 4
+    assert shown.loc["metrics", "features"] == len(pairs.metrics)
 
 
 def test_leave_two_out_speaks_of_the_pooled_r(pairs):
@@ -210,6 +253,22 @@ def test_agreement_beside_relabelled_tasks(pairs):
     assert details.loc[0, "target_r"] == pytest.approx(expected)
 
 
+def test_agreement_of_an_incomplete_table_leaves_pairs_out_draw_by_draw(pairs):
+    part = replace(pairs, X=pairs.X[:-2], ends=pairs.ends[:-2], accuracy=pairs.accuracy[:-2],
+                   single=pairs.single[:-2])  # fmt: skip
+    totals, _ = agreement_table(part, relabel={"ridge": 5}, k=3)
+    y = target(part, "normalized")
+    seen = []
+    for moved in relabellings(y, part.ends, 5):
+        rows = ~np.isnan(moved).any(axis=1)
+        _, train, test = fold_masks(splitter("loto"), part.ends[rows], part.tasks)
+        fit = held_out("ridge", part.X[rows], moved[rows], part.ends[rows], train, test)
+        coef = fit.coef.mean(axis=0)
+        seen.append(np.mean([(coef[a] * coef[b] > 0).mean() for a, b in ((0, 1), (0, 2), (1, 2))]))
+    row = totals.set_index("statistic").loc["sign_agreement"]
+    assert row["null_mean"] == pytest.approx(np.mean(seen))
+
+
 # ---- Ablation ---------------------------------------------------------------------------------
 
 
@@ -262,6 +321,10 @@ def test_metrics_beside_what_is_known_before_merging(tables, pairs):
     row = table.loc[("both", "ties")]
     assert row["difference"] == pytest.approx(row["r"] - table.loc[("known", "ties"), "r"])
     assert table.loc["known", "n_metrics"].eq(10).all()
+    shown = known_summary(table.reset_index())
+    assert shown.loc["both", "mean r"] == pytest.approx(table.loc["both", "r"].mean())
+    above = sum(table.loc[("both", m), "low"] > 0 for m in METHODS)
+    assert shown.loc["both", "interval above 0"] == above and (shown["methods"] == 3).all()
 
 
 def test_redundancy_is_adjusted_r_squared_on_the_other_categories(pairs):

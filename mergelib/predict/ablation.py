@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 
-from mergelib.predict.covariates import with_task_covariates
+from mergelib.predict.covariates import has_values, with_task_covariates
 from mergelib.predict.crossval import fold_seeds, held_out
 from mergelib.predict.data import Pairs
 from mergelib.predict.evaluate import HEADLINE
@@ -73,8 +73,17 @@ def beside_known(
     """What the metrics add to what the tasks table knows before any merge.
 
     As `ablation`, with `features` "known" (the ten columns of `with_task_covariates`), "metrics"
-    and "both"; difference = r - r_known, paired.
+    and "both"; difference = r - r_known, paired. Where `tasks` lacks a value of some task, only
+    the metrics' r is a number, the rest NaN.
     """
+    if not has_values(pairs, tasks):
+        labels = [{"features": name} for name in ("known", "metrics", "both")]
+        alone = _against_first([(labels[1], pairs)], target, split, predictor, 0, 1, seed, draws)
+        alone = alone[["method", "features", "n_metrics", "r"]]
+        rows = pd.DataFrame([{"method": m, **f} for f in labels for m in pairs.methods])
+        columns = ["r_known", "difference", "low", "high"]
+        table = rows.merge(alone, how="left").assign(**dict.fromkeys(columns, np.nan))
+        return table.astype({"n_metrics": "Int64"})
     both = with_task_covariates(pairs, tasks)
     new = [name for name in both.metrics if name not in set(pairs.metrics)]
     sets = [
@@ -84,6 +93,23 @@ def beside_known(
     ]
     table = _against_first(sets, target, split, predictor, relabel, 1, seed, draws)
     return table.rename(columns={"r_first": "r_known"})
+
+
+def known_summary(table: pd.DataFrame) -> pd.DataFrame:
+    """`beside_known` over the methods: index features; columns metrics, mean_r, the least and the
+    most difference, and for how many methods its interval lies above and below 0."""
+    groups = table.groupby("features", sort=False)
+    return pd.DataFrame(
+        {
+            "features": groups["n_metrics"].first(),
+            "mean r": groups["r"].mean(),
+            "least difference": groups["difference"].min(),
+            "most": groups["difference"].max(),
+            "interval above 0": groups["low"].agg(lambda low: int((low > 0).sum())),
+            "below 0": groups["high"].agg(lambda high: int((high < 0).sum())),
+            "methods": groups.size(),
+        }
+    ).rename_axis(None)
 
 
 def _against_first(sets, target, split, predictor, relabel, starts, seed, draws) -> pd.DataFrame:

@@ -1,6 +1,7 @@
 """All methods asked the same question: tables that compare predictors, coefficients, agreement."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -8,6 +9,7 @@ import pandas as pd
 from mergelib.predict import baselines
 from mergelib.predict.agreement import agreement
 from mergelib.predict.collinear import collinear_groups
+from mergelib.predict.covariates import ACCURACIES, has_values
 from mergelib.predict.crossval import fold_seeds, held_out
 from mergelib.predict.data import Pairs
 from mergelib.predict.evaluate import HEADLINE
@@ -16,6 +18,7 @@ from mergelib.predict.inference import bootstrap_coefficients, bootstrap_r, holm
 from mergelib.predict.relabelling import batched_qap, relabellings
 from mergelib.predict.scores import pooled, score
 from mergelib.predict.splits import fold_masks, splitter
+from mergelib.predict.targets import TARGETS
 from mergelib.predict.targets import target as target_of
 
 
@@ -34,7 +37,8 @@ def compare(
     method, model, kind ("predictor" or "baseline"), `r` (the split's headline statistic) with its
     95 % interval low, high over tasks, r_fold_mean, r_fold_sd, r_concatenated, r_pooled, n_pairs,
     n_folds; and for a predictor with `relabel[name]` QAP draws p, null_mean, null_95 of r and
-    p_holm, Holm's correction over the methods. Numbers that are undefined are NaN.
+    p_holm, Holm's correction over the methods. Numbers that are undefined are NaN, those of
+    `base_knowledge` too where `tasks` lacks an accuracy of some task.
     """
     y = target_of(pairs, target)
     names, train, test = fold_masks(splitter(split, seed), pairs.ends, pairs.tasks)
@@ -48,7 +52,10 @@ def compare(
                 name, pairs.X, y, pairs.ends, train, test, relabel[name], None, seed, pairs.methods
             )
     kinds = dict.fromkeys(made, "predictor")
-    made |= baselines.all_baselines(pairs, y, train, tasks)
+    known = tasks if tasks is not None and has_values(pairs, tasks, ACCURACIES) else None
+    made |= baselines.all_baselines(pairs, y, train, known)
+    if tasks is not None and known is None:
+        made["base_knowledge"] = np.full((len(train), *y.shape), np.nan)
     frames = []
     for name, prediction in made.items():
         table = _scored(prediction, y, test, pairs, split, draws, seed)
@@ -63,6 +70,37 @@ def compare(
     out = pd.concat(frames, ignore_index=True)
     place = {method: k for k, method in enumerate(pairs.methods)}
     return out.sort_values("method", key=lambda c: c.map(place), kind="stable", ignore_index=True)
+
+
+def compare_targets(
+    pairs: Pairs,
+    targets: Sequence[str] = TARGETS,
+    splits: Sequence[str] = ("loto", "l2to"),
+    relabel: int = 0,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """Ridge and the task effects on several targets: one row per split, target and method.
+
+    split, target, method, r (ridge; the split's headline statistic), null_95 and p of `relabel`
+    QAP draws (NaN for none), additive (the same r of `additive_task_effects`). All targets share
+    the fits of a draw.
+    """
+    y = np.hstack([target_of(pairs, name) for name in targets])
+    labels = [(name, method) for name in targets for method in pairs.methods]
+    frames = []
+    for split in splits:
+        _, train, test = fold_masks(splitter(split, seed), pairs.ends, pairs.tasks)
+        null = batched_qap("ridge", pairs.X, y, pairs.ends, train, test, relabel, None, seed)
+        additive = score(baselines.additive(y, pairs.ends, train), y, test)
+        statistic = HEADLINE[split]
+        table = pd.DataFrame(labels, columns=["target", "method"])
+        table.insert(0, "split", split)
+        table["r"] = null.observed[statistic]
+        table["null_95"] = null.point95(statistic)
+        table["p"] = null.p(statistic)
+        table["additive"] = getattr(additive, statistic)
+        frames.append(table)
+    return pd.concat(frames, ignore_index=True)
 
 
 def _scored(prediction, y, test, pairs: Pairs, split: str, draws: int, seed: int) -> pd.DataFrame:
@@ -217,11 +255,10 @@ def agreement_table(
     tasks of all methods' targets alike, so the null keeps how much the methods' targets resemble
     each other and breaks their tie to the metrics: agreement that it reaches says nothing about
     the metrics. The second table has one row per predictor and pair of methods: a, b,
-    top5_overlap, sign_agreement, target_r (of the two targets). Pairs without a relabelled target
-    (an incomplete table) leave the null undefined.
+    top5_overlap, sign_agreement, target_r (of the two targets). A pair without a relabelled target
+    (an incomplete table) is left out of that relabelling's fits.
     """
     y = target_of(pairs, target)
-    m = y.shape[1]
     target_r = np.corrcoef(y.T)
     place = {method: j for j, method in enumerate(pairs.methods)}
     totals, details = [], []
@@ -231,14 +268,11 @@ def agreement_table(
             {"predictor": predictor, **row, "target_r": target_r[place[row["a"]], place[row["b"]]]}
             for row in seen["pairs"]
         ]
-        moved = relabellings(y, pairs.ends, n, seed)
-        null = {s: np.empty(0) for s in ("top5_overlap", "sign_agreement")}
-        if n and not np.isnan(moved).any():
-            stacked = moved.transpose(1, 0, 2).reshape(len(pairs), -1)
-            coef = mean_coefficients(pairs, stacked, predictor, seed=seed)
-            drawn = [_agree(part, pairs, k) for part in coef.reshape(n, m, -1)]
-            null = {s: np.array([d[s] for d in drawn]) for s in null}
-        for s, values in null.items():
+        drawn = [
+            _agree(c, pairs, k) for c in _relabelled_coefficients(pairs, y, predictor, n, seed)
+        ]
+        for s in ("top5_overlap", "sign_agreement"):
+            values = np.array([found[s] for found in drawn])
             totals.append(
                 {
                     "predictor": predictor,
@@ -252,6 +286,30 @@ def agreement_table(
                 }
             )
     return pd.DataFrame(totals), pd.DataFrame(details)
+
+
+def _relabelled_coefficients(
+    pairs: Pairs, y: np.ndarray, predictor: str, n: int, seed: int
+) -> np.ndarray:
+    """`mean_coefficients` (n, m, p) of n relabellings: in one fit if no pair is missing."""
+    moved = relabellings(y, pairs.ends, n, seed)
+    if np.isnan(moved).any():
+        known = ~np.isnan(moved).any(axis=2)
+        return np.array(
+            [
+                mean_coefficients(
+                    replace(pairs, X=pairs.X[rows], ends=pairs.ends[rows]),
+                    targets[rows],
+                    predictor,
+                    seed=seed,
+                )
+                for rows, targets in zip(known, moved, strict=True)
+            ]
+        )
+    stacked = moved.transpose(1, 0, 2).reshape(len(pairs), -1)
+    if not n:
+        return np.empty((0, y.shape[1], pairs.X.shape[1]))
+    return mean_coefficients(pairs, stacked, predictor, seed=seed).reshape(n, y.shape[1], -1)
 
 
 def _agree(coef: np.ndarray, pairs: Pairs, k: int) -> dict:
