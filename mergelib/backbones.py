@@ -9,8 +9,10 @@ from pathlib import Path
 import open_clip
 import torch
 from open_clip.model import CLIP, CLIPTextCfg, CLIPVisionCfg
+from open_clip.transformer import QuickGELU
 from torch import Tensor, nn
 
+from mergelib import checkpoints
 from mergelib.errors import MergelibError
 from mergelib.store import load_tensors, read_json
 
@@ -79,7 +81,8 @@ def load(name: str = GLYPH_VIT, weights: Path | str | None = None) -> Backbone:
     """A pretrained backbone by name.
 
     `glyph-vit` comes with the package. Any other name is one of open_clip's (for example
-    `ViT-B-32-quickgelu`), with `weights` one of its pretrained tags or a local weights file.
+    `ViT-B-32-quickgelu`), with `weights` one of its pretrained tags, a local weights file, or a
+    Hugging Face CLIP directory.
 
     Raises MergelibError for an unknown name, and for weights that do not fit, naming the file.
     """
@@ -89,17 +92,33 @@ def load(name: str = GLYPH_VIT, weights: Path | str | None = None) -> Backbone:
         raise MergelibError(
             f"unknown backbone {name!r}: give {GLYPH_VIT!r} or a name from open_clip.list_models()"
         )
+    directory = Path(weights) if weights and Path(weights).is_dir() else None
     try:
         model, _, transform = open_clip.create_model_and_transforms(
-            name, pretrained=str(weights) if weights else None, weights_only=True
+            name, pretrained=str(weights) if weights and not directory else None, weights_only=True
         )
     except Exception as error:  # open_clip raises many kinds; the user needs one line
         raise MergelibError(f"backbone {name!r} with weights {weights!r}: {error}") from None
+    if directory:
+        _load_hugging_face(model, name, directory)
     mean, std = next((t.mean, t.std) for t in transform.transforms if hasattr(t, "mean"))
     size = model.visual.image_size
     size = size[0] if isinstance(size, tuple) else size
     tokenizer = open_clip.get_tokenizer(name)
     return Backbone(name, model.eval(), tokenizer, tuple(mean), tuple(std), size)
+
+
+def _load_hugging_face(model: CLIP, name: str, directory: Path) -> None:
+    load_state(model, checkpoints.whole_clip(directory), directory)
+    config = read_json(directory / "config.json").get("vision_config") or {}
+    activation = config.get("hidden_act", "quick_gelu")
+    quick = isinstance(model.visual.transformer.resblocks[0].mlp.gelu, QuickGELU)
+    if quick != (activation == "quick_gelu"):
+        raise MergelibError(
+            f"{directory} was trained with {activation}, backbone {name!r} computes "
+            f"{'quick_gelu' if quick else 'gelu'}: give the name "
+            f"{'without' if quick else 'with'} -quickgelu"
+        )
 
 
 def _glyph_vit(path: Path) -> Backbone:

@@ -10,12 +10,14 @@ Of a whole CLIP only the image tower is read: what is under `visual.`, or `visio
 with neither is read as it stands. So models in different formats and layouts can be compared.
 """
 
-import pickle
 import re
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
+from pickle import UnpicklingError
+from zipfile import is_zipfile
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -158,23 +160,26 @@ def of_mapping(state: Mapping[str, Tensor], label: str) -> Weights:
 def _load(path: Path) -> object:
     load = partial(torch.load, path, map_location="cpu", weights_only=True)
     try:
-        try:
-            return load(mmap=True)
-        except RuntimeError as error:
-            if "mmap can only be used" not in str(error):
-                raise
-            return load()  # the format before PyTorch 1.6 cannot be mapped
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, pickle.UnpicklingError) as error:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what is wrong is said once, below
+            try:
+                return load(mmap=True)
+            except RuntimeError as error:
+                if "mmap can only be used" not in str(error):
+                    raise
+                return load()  # the format before PyTorch 1.6 cannot be mapped
+    except (RuntimeError, EOFError, OSError, LookupError, ValueError, UnpicklingError) as error:
         text = str(error)
-        if "TorchScript" in text or "GLOBAL" in text or "Unsupported" in text:
+        refused = isinstance(error, UnpicklingError) and ("GLOBAL" in text or is_zipfile(path))
+        if refused or "TorchScript" in text:
             raise MergelibError(
                 f"{path} holds pickled objects besides tensors, which could run code and are not "
                 "loaded: save the state dict alone, torch.save(model.state_dict(), path), or as "
                 "safetensors"
             ) from None
+        reason = text.splitlines()[0].split(". ")[0] if text else type(error).__name__
         raise MergelibError(
-            f"{path} is truncated or no PyTorch file ({text.splitlines()[0] if text else error!r})"
-            ": write or copy it again"
+            f"{path} is truncated or no PyTorch file ({reason}): write or copy it again"
         ) from None
 
 

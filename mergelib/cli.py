@@ -9,6 +9,11 @@ from pathlib import Path
 
 from mergelib.errors import MergelibError
 
+CHECKPOINTS = (
+    "Checkpoints: safetensors, .pt, .pth or .bin state dicts, or Hugging Face CLIP directories, in "
+    "any mixture; of a whole CLIP the image tower counts, under open_clip's names."
+)
+
 # Imports of torch and friends cost seconds, so each command imports what it needs when it runs.
 
 
@@ -99,15 +104,15 @@ def parser() -> argparse.ArgumentParser:
     run.add_argument("--jobs", type=int, default=0, help="units at a time (0: one a core)")
     run.set_defaults(call=_run)
 
-    metrics = verbs.add_parser("metrics", help="weight metrics of checkpoint files")
-    metrics.add_argument("--base", type=Path, required=True, help="pretrained weights, safetensors")
+    metrics = verbs.add_parser("metrics", help="weight metrics of checkpoints", epilog=CHECKPOINTS)
+    metrics.add_argument("--base", type=Path, required=True, help="pretrained weights")
     metrics.add_argument("--models", type=Path, nargs="+", required=True, help="two or more")
     metrics.add_argument("--mode", default="corrected", help="corrected or paper")
     metrics.add_argument("--out", type=Path, required=True, help=".csv or .parquet")
     metrics.set_defaults(call=_metrics)
 
-    merge = verbs.add_parser("merge", help="merge checkpoint files into one")
-    merge.add_argument("--base", type=Path, required=True, help="pretrained weights, safetensors")
+    merge = verbs.add_parser("merge", help="merge checkpoints into one", epilog=CHECKPOINTS)
+    merge.add_argument("--base", type=Path, required=True, help="pretrained weights")
     merge.add_argument("--models", type=Path, nargs="+", required=True)
     merge.add_argument("--method", required=True)
     merge.add_argument("--edition", default="corrected", help="corrected, paper or original")

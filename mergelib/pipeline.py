@@ -68,6 +68,8 @@ def _pixels() -> str:
 @lru_cache
 def _weights_digest(backbone: str, weights: str) -> str:
     path = Path(weights) if weights else WEIGHTS / f"{GLYPH_VIT}.safetensors"
+    if path.is_dir():
+        return digest(backbone, [file_digest(f) for f in sorted(path.iterdir()) if f.is_file()])
     if backbone != GLYPH_VIT and not path.is_file():
         return digest(backbone, weights)  # a tag that open_clip resolves
     if not path.is_file():
@@ -108,7 +110,8 @@ def key(run: Run, station: str, *names: str) -> str:
             parts += [_numerics(run), code]
         case "summary":
             pool = [key(run, "data", task) for task in run.tasks]
-            code = _source("metrics.summary", "metrics.weights", "factors", "vectors", "heads")
+            weighed = ("metrics.weights", "factors", "vectors", "checkpoints")
+            code = _source("metrics.summary", "heads", *weighed)
             parts = [key(run, "tuned", *names), pool, run.pool_per_task, _numerics(run), code]
         case "merged":
             *pair, method = names

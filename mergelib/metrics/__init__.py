@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from mergelib.checkpoints import text_matrices
 from mergelib.errors import MergelibError
 from mergelib.metrics.ingredients import Factors, Ingredients, ingredients
 from mergelib.metrics.registry import METRICS, Metric, metric
@@ -57,16 +58,23 @@ def pairwise(
 def pairwise_of_checkpoints(
     base: Path, models: Sequence[Path], mode: str = "corrected"
 ) -> pd.DataFrame:
-    """The weight metrics (task vector, effective rank, subspace) of checkpoint files.
+    """The weight metrics (task vector, effective rank, subspace) of checkpoints.
 
-    Models are named by their file names without suffix. Raises MergelibError for fewer than two
-    models, equal names, and as `mergelib.vectors.task_vectors` does.
+    Their formats and what is read of them: `mergelib.checkpoints`. Models are named by their file
+    names without suffix, or their directories' names. `mode="paper"` also counts the matrices of
+    the base's text side, as zero. Raises MergelibError for fewer than two models, equal names, and
+    as `mergelib.vectors.task_vectors` does.
     """
     if len(models) < 2:
         raise MergelibError(f"{len(models)} model: metrics compare two or more, give another")
-    x = ingredients(base, models, [summarize(base, model) for model in models])
+    zeros = text_matrices(base) if mode == "paper" else 0
+    x = ingredients(base, models, [summarize(base, model) for model in models], zeros)
     names = [row.name for row in METRICS.rows() if row.category not in ("activation", "gradient")]
-    return pairwise(x, [Path(model).stem for model in models], names, mode)
+    return pairwise(x, [_name(Path(model)) for model in models], names, mode)
+
+
+def _name(path: Path) -> str:
+    return path.name if path.is_dir() else path.stem
 
 
 __all__ = [
