@@ -38,6 +38,8 @@ FIT_FOLDERS = {
     "ViT-B-32_AdamW": "vit-b-32_AwamW",
     "ViT-B-16_SGD": "vit-b-16_SGD",
 }
+# what a fold's weights are called: in plain runs, in forward and in backward selection
+COEFFICIENTS = ("coefficients", "selected_coefficients", "retained_coefficients")
 
 # task: family, data set, classes in the head, training and test images (arXiv 2601.22285, app. A;
 # every released accuracy times the test size is a whole number)
@@ -367,7 +369,8 @@ def read_fit(path: Path) -> ReleasedFit:
         r = [fold.get("val_r", fold.get("val_pearson_r")) for fold in folds]
         train_r = [fold.get("train_r", fold.get("train_pearson_r")) for fold in folds]
         # a selected-away metric has no entry in the fold
-        coef = [[fold["coefficients"].get(m, 0.0) for m in names] for fold in folds]
+        key = next(k for k in COEFFICIENTS if k in folds[0])
+        coef = [[fold[key].get(m, 0.0) for m in names] for fold in folds]
         return ReleasedFit(
             method=path.name.split("_l")[0],
             metrics=names,
@@ -378,7 +381,7 @@ def read_fit(path: Path) -> ReleasedFit:
             mean=mean,
             record=held,
         )
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
+    except (KeyError, IndexError, StopIteration, TypeError, AttributeError, ValueError) as error:
         raise _shape(path, f"no released fit ({error})") from None
 
 
