@@ -115,8 +115,9 @@ def key(run: Run, station: str, *names: str) -> str:
             parts = [key(run, "tuned", *names), pool, run.pool_per_task, _numerics(run), code]
         case "merged":
             *pair, method = names
-            shared = ("merging", "merging.catalogue", "merging.factors", "vectors", "checkpoints")
-            code = _source(*shared, "evaluate", f"merging.{method}")
+            engine = ("", ".catalogue", ".factors", ".layer", ".stream", f".{method}")
+            shared = ("factors", "parallel", "vectors", "checkpoints", "evaluate")
+            code = _source(*(f"merging{part}" for part in engine), *shared)
             tuned = [key(run, "tuned", task) for task in pair]
             parts = [tuned, method, _method_params(run, method), run.seed, _numerics(run), code]
         case _:

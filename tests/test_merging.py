@@ -9,6 +9,7 @@ import torch
 from mergelib.errors import MergelibError
 from mergelib.merging import EDITIONS, METHODS, merge, preset
 from mergelib.merging.dare import keep_mask
+from mergelib.merging.layer import Layer
 from mergelib.store import save_tensors
 
 DETERMINISTIC = [name for name in METHODS if not METHODS[name].random]
@@ -237,7 +238,7 @@ def test_rank_deficient_results_do_not_hang_on_arbitrary_null_vectors(method):
 
     def delta(matrices):
         vectors = torch.stack([torch.tensor(m) for m in matrices])
-        return METHODS[method].function(vectors, "w", **preset(method)).numpy()
+        return METHODS[method].function(Layer.of(vectors, "w"), **preset(method)).numpy()
 
     turned = delta([q @ t @ p for t in taus])
     np.testing.assert_allclose(turned, q @ delta(taus) @ p, atol=1e-10)

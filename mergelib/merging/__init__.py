@@ -27,12 +27,13 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from mergelib.errors import MergelibError
 from mergelib.merging.catalogue import EDITIONS, METHODS, Method, Parameter, method, preset
-from mergelib.vectors import Source, opened, task_vectors
+from mergelib.merging.layer import Layer
+from mergelib.merging.stream import sweep
+from mergelib.vectors import Source, opened
 
 __all__ = ["EDITIONS", "METHODS", "Method", "Parameter", "merge", "method", "preset"]
 
@@ -46,6 +47,7 @@ def merge(
     tuned: Sequence[Source],
     method: str,
     seed: int = 0,
+    factors: Sequence[Source] | None = None,
     **params: Any,
 ) -> dict[str, Tensor]:
     """Merge fine-tuned models: θ0 + Δ(τ1 … τT), tensor by tensor.
@@ -66,11 +68,12 @@ def merge(
         raise MergelibError(
             "the fine-tuned models must come as a list, even one alone: give [model]"
         )
-    with torch.no_grad(), opened(base) as origin:
-        merged = {}
-        for name, vectors in task_vectors(base, tuned):
-            delta = row.function(vectors, name, **params)
-            merged[name] = (origin.get(name).double() + delta).float()
+
+    def add(start: Tensor, layer: Layer) -> Tensor:
+        return (start + row.function(layer, **params)).float()
+
+    merged = dict(sweep(base, tuned, add, factors))
+    with opened(base) as origin:
         for name in origin.shapes.keys() - origin.floating:
             merged[name] = origin.get(name).clone()
         return {name: merged[name] for name in origin.shapes}

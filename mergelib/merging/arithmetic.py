@@ -3,6 +3,7 @@
 from torch import Tensor
 
 from mergelib.merging.catalogue import NUMBER, method
+from mergelib.merging.layer import Layer
 
 
 @method(
@@ -13,6 +14,6 @@ from mergelib.merging.catalogue import NUMBER, method
     original={"alpha": 0.4},
     reference="Ilharco et al. 2023, Editing models with task arithmetic, arXiv 2212.04089",
 )
-def arithmetic(vectors: Tensor, name: str, alpha: float) -> Tensor:
+def arithmetic(layer: Layer, alpha: float) -> Tensor:
     """Δ = α Σ τt."""
-    return alpha * vectors.sum(0)
+    return alpha * layer.sum()

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from mergelib.merging.catalogue import NUMBER, RATE, method
+from mergelib.merging.layer import Layer
 from mergelib.store import digest
 
 
@@ -25,13 +26,13 @@ def keep_mask(shape: torch.Size, drop_rate: float, seed: int, name: str, positio
     random=True,
     reference="Yu et al. 2024, Language models are Super Mario, arXiv 2311.03099",
 )
-def dare(vectors: Tensor, name: str, drop_rate: float, alpha: float, seed: int) -> Tensor:
+def dare(layer: Layer, drop_rate: float, alpha: float, seed: int) -> Tensor:
     """Δ = α (1/T) Σ maskt τt / (1 − p); each entry is dropped with probability p = drop_rate.
 
     Its mean over seeds is α times weight averaging: report the spread over seeds.
     """
-    merged = torch.zeros_like(vectors[0])
-    for position, vector in enumerate(vectors):
-        mask = keep_mask(vector.shape, drop_rate, seed, name, position).to(vector.device)
+    merged = torch.zeros_like(layer[0])
+    for position, vector in enumerate(layer):
+        mask = keep_mask(vector.shape, drop_rate, seed, layer.name, position).to(vector.device)
         merged += vector * mask
-    return alpha * merged / (len(vectors) * (1 - drop_rate))
+    return alpha * merged / (len(layer) * (1 - drop_rate))

@@ -4,7 +4,8 @@ import torch
 from torch import Tensor
 
 from mergelib.merging.catalogue import FLAG, NUMBER, method
-from mergelib.merging.factors import is_matrix, low_rank, svd
+from mergelib.merging.factors import polar
+from mergelib.merging.layer import Layer
 
 
 @method(
@@ -16,16 +17,24 @@ from mergelib.merging.factors import is_matrix, low_rank, svd
     # Its authors tune α per model and T on validation data (0.9 to 1.5 for 8 to 20 tasks).
     reference="Marczak et al. 2025, No task left behind, arXiv 2502.04959 (Iso-C)",
 )
-def isotropic(vectors: Tensor, name: str, alpha: float, truncate: bool) -> Tensor:
+def isotropic(layer: Layer, alpha: float, truncate: bool) -> Tensor:
     """Δ = α mean(σ) UVᵀ with M = Σ τt = U diag(σ) Vᵀ for a matrix, α (1/T) Σ τt otherwise.
 
     The mean runs over all min(m, n) singular values. Directions in which M is null get nothing,
     since they are arbitrary. With `truncate` each τt is first cut to rank ⌊min(m, n)/T⌋.
     """
-    if not is_matrix(vectors, name):
-        return alpha * vectors.mean(0)
-    size = min(vectors.shape[1:])
-    if truncate:
-        vectors = torch.stack([low_rank(vector, size // len(vectors)) for vector in vectors])
-    u, s, vt = svd(vectors.sum(0))
-    return alpha * s.sum() / max(size, 1) * (u @ vt)
+    if not layer.is_matrix:
+        return alpha * layer.mean()
+    size = min(layer.shape)
+    total = _cut_sum(layer, size // len(layer)) if truncate else layer.sum()
+    flat = polar(total)
+    return alpha * (flat * total).sum() / max(size, 1) * flat  # ⟨UVᵀ, M⟩ = Σ σ
+
+
+def _cut_sum(layer: Layer, rank: int) -> Tensor:
+    """Σ of the best approximations of the τt of at most that rank (Eckart–Young)."""
+    total = torch.zeros_like(layer[0])
+    for position in range(len(layer)):
+        u, s, v = layer.triplets(position, rank)
+        total += (u * s) @ v.T
+    return total

@@ -6,16 +6,20 @@ import torch
 from torch import Tensor
 
 from mergelib.merging.catalogue import FRACTION, NUMBER, method
+from mergelib.merging.layer import Layer
 
 
-def trim(vector: Tensor, density: float) -> Tensor:
-    """Keep the entries whose magnitude reaches the m-th largest, m = max(1, ⌊density·numel⌋)."""
+def threshold(vector: Tensor, density: float) -> float:
+    """The m-th largest magnitude, m = max(1, ⌊density·numel⌋): what reaches it is kept."""
     if vector.numel() == 0:
-        return vector
-    size = vector.abs().flatten()
-    m = max(1, math.floor(density * size.numel()))
-    threshold = size.kthvalue(size.numel() - m + 1).values
-    return torch.where(vector.abs() >= threshold, vector, 0.0)
+        return 0.0
+    m = max(1, math.floor(density * vector.numel()))
+    return float(vector.abs().flatten().kthvalue(vector.numel() - m + 1).values)
+
+
+def trim(vector: Tensor, least: float) -> Tensor:
+    """The vector without the entries whose magnitude is below `least`."""
+    return torch.where(vector.abs() >= least, vector, 0.0)
 
 
 @method(
@@ -26,15 +30,23 @@ def trim(vector: Tensor, density: float) -> Tensor:
     original={"alpha": 1.0},
     reference="Yadav et al. 2023, TIES-Merging, arXiv 2306.01708, Algorithm 1",
 )
-def ties(vectors: Tensor, name: str, density: float, alpha: float) -> Tensor:
+def ties(layer: Layer, density: float, alpha: float) -> Tensor:
     """Δ = α · mean of the trimmed, non-zero τt entries that have the elected sign.
 
     The elected sign of an entry is that of the sum of its trimmed values; where the sum is zero,
     the sign of the sum of all elected signs (1 if that is zero too).
     """
-    trimmed = torch.stack([trim(vector, density) for vector in vectors])
-    elected = trimmed.sum(0).sign()
+    least = [threshold(vector, density) for vector in layer]
+    elected = torch.zeros_like(layer[0])
+    for vector, bound in zip(layer, least, strict=True):
+        elected += trim(vector, bound)
+    elected.sign_()
     majority = 1.0 if elected.sum() >= 0 else -1.0
     elected = torch.where(elected == 0, majority, elected)
-    agrees = trimmed.sign() == elected  # never true for a zero entry
-    return alpha * (trimmed * agrees).sum(0) / agrees.sum(0).clamp(min=1)
+    merged, votes = torch.zeros_like(elected), torch.zeros_like(elected)
+    for vector, bound in zip(layer, least, strict=True):
+        trimmed = trim(vector, bound)
+        agrees = trimmed.sign() == elected  # never true for a zero entry
+        merged += trimmed * agrees
+        votes += agrees
+    return alpha * merged / votes.clamp(min=1)

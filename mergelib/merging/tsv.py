@@ -1,10 +1,13 @@
 """TSV-M: task singular vectors, orthogonalized against each other."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 from mergelib.merging.catalogue import NUMBER, method
-from mergelib.merging.factors import is_matrix, polar, svd
+from mergelib.merging.factors import Polar, precision, split, split_pair
+from mergelib.merging.layer import Layer
 
 
 @method(
@@ -13,18 +16,30 @@ from mergelib.merging.factors import is_matrix, polar, svd
     defaults={"alpha": 1.0},
     reference="Gargiulo et al. 2025, Task singular vectors, arXiv 2412.00081 (TSV-M)",
 )
-def tsv(vectors: Tensor, name: str, alpha: float) -> Tensor:
+def tsv(layer: Layer, alpha: float) -> Tensor:
     """Δ = α U⊥ diag(S) V⊥ᵀ for a matrix of shape (m, n), α (1/T) Σ τt for any other tensor.
 
     S holds the leading ⌊min(m, n)/T⌋ singular values of every τt, one model after another, U and V
     their vectors side by side; U⊥ and V⊥ are the polar factors of U and V. Triplets with a null
     singular value carry nothing and are left out, since their vectors are arbitrary.
     """
-    if not is_matrix(vectors, name):
-        return alpha * vectors.mean(0)
-    rank = min(vectors.shape[1:]) // len(vectors)
-    triplets = [svd(vector) for vector in vectors]
-    u = torch.cat([u[:, :rank] for u, _, _ in triplets], dim=1)
-    s = torch.cat([s[:rank] for _, s, _ in triplets])
-    vt = torch.cat([vt[:rank] for _, _, vt in triplets])
-    return alpha * (polar(u) * s) @ polar(vt)
+    if not layer.is_matrix:
+        return alpha * layer.mean()
+    rank = min(layer.shape) // len(layer)
+    us, ss, vs = zip(*(layer.triplets(t, rank) for t in range(len(layer))), strict=True)
+    s = alpha * torch.cat(ss)
+    if layer.shape[0] < layer.shape[1]:
+        return orthogonal_sum(vs, s, us, precision(layer.shape)).T
+    return orthogonal_sum(us, s, vs, precision(layer.shape))
+
+
+def orthogonal_sum(
+    us: Sequence[Tensor], s: Tensor, vs: Sequence[Tensor], dtype: torch.dtype
+) -> Tensor:
+    """U⊥ diag(s) V⊥ᵀ from the blocks of U (m, ·) and V (n, ·), m ≥ n; products run in `dtype`."""
+    left, right = _split(us, dtype), _split(vs, dtype)
+    return left.times((right.full() * s.to(dtype)).T).double()
+
+
+def _split(blocks: Sequence[Tensor], dtype: torch.dtype) -> Polar:
+    return split_pair(*blocks, dtype) if len(blocks) == 2 else split(torch.cat(blocks, 1), dtype)

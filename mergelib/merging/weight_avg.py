@@ -3,12 +3,13 @@
 from torch import Tensor
 
 from mergelib.merging.catalogue import method
+from mergelib.merging.layer import Layer
 
 
 @method(
     "weight_avg",
     reference="Wortsman et al. 2022, Model soups, arXiv 2203.05482 (uniform soup)",
 )
-def weight_avg(vectors: Tensor, name: str) -> Tensor:
+def weight_avg(layer: Layer) -> Tensor:
     """Δ = (1/T) Σ τt, so that θ0 + Δ is the mean of the models' weights."""
-    return vectors.mean(0)
+    return layer.mean()

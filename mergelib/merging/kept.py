@@ -1,0 +1,57 @@
+"""Singular triplets of a model's task vector, kept in a file so that many merges share them."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from mergelib.merging.factors import precision
+from mergelib.merging.layer import Layer, kept_rank
+from mergelib.merging.stream import sweep
+from mergelib.store import digest, save_tensors
+from mergelib.vectors import Source, opened
+
+FORMAT = 1  # raised when what a file holds changes
+
+
+def keep_factors(path: Path, base: Source, tuned: Source) -> None:
+    """Write the leading half of every matrix's triplets, what pairs use, as safetensors.
+
+    `u/<tensor>` (m, r), `s/<tensor>` (r,) and `v/<tensor>` (n, r), r = ⌊min(m, n)/2⌋ less the null
+    ones; float32 for matrices of 2^18 entries and more, float64 for smaller ones. ViT-B/16: 230 MB.
+    Raises MergelibError as `mergelib.merging.merge` does.
+    """
+    found: dict[str, Tensor] = {}
+
+    def factor(start: Tensor, layer: Layer) -> Tensor:
+        if layer.is_matrix:
+            parts = layer.triplets(0, kept_rank(layer.shape))
+            for key, part in zip("usv", parts, strict=True):
+                found[f"{key}/{layer.name}"] = part.to(precision(layer.shape)).contiguous()
+        return start.new_empty(0)
+
+    for _ in sweep(base, [tuned], factor):
+        pass
+    save_tensors(path, {key: found[key] for key in sorted(found)})
+
+
+def kept_factors(folder: Path, base: Source, tuned: Sequence[Source]) -> list[Path]:
+    """Files of factors of models in a folder, named by the content of base and model.
+
+    Those that are missing are made.
+    """
+    origin = _content(base)
+    paths = []
+    for model in tuned:
+        name = digest("factors", FORMAT, origin, _content(model))[:24]
+        paths.append(Path(folder) / f"{name}.safetensors")
+        if not paths[-1].is_file():
+            keep_factors(paths[-1], base, model)
+    return paths
+
+
+def _content(source: Source) -> str:
+    """Digest of a checkpoint's tensors, whatever format they come in."""
+    with opened(source) as weights, torch.no_grad():
+        return digest([(name, weights.get(name)) for name in sorted(weights.shapes)])

@@ -1,0 +1,67 @@
+"""The task vectors of T models on one tensor, each read when it is asked for."""
+
+from collections.abc import Callable, Sequence
+
+from torch import Tensor
+
+from mergelib.merging.factors import is_matrix, triplets
+
+
+class Layer(Sequence[Tensor]):
+    """Task vectors τ_t of one tensor, float64, as a sequence: only what is being used is in memory.
+
+    `read` holds a function for every model, which returns its τ_t. `kept`, if given, returns the
+    leading triplets (U, s, V) of model t that were factored before, null ones left out.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        shape: Sequence[int],
+        read: Sequence[Callable[[], Tensor]],
+        kept: Callable[[int], tuple[Tensor, Tensor, Tensor]] | None = None,
+    ) -> None:
+        self.name, self.shape = name, tuple(shape)
+        self._read, self._kept = read, kept
+
+    @classmethod
+    def of(cls, vectors: Tensor, name: str) -> "Layer":
+        """Task vectors that are in memory already, (T, *shape)."""
+        return cls(name, vectors.shape[1:], [vector.clone for vector in vectors])
+
+    def __len__(self) -> int:
+        return len(self._read)
+
+    def __getitem__(self, position: int) -> Tensor:
+        return self._read[position]()
+
+    @property
+    def is_matrix(self) -> bool:
+        """Whether the spectral methods treat the tensor as a matrix."""
+        return is_matrix(self.shape, self.name)
+
+    def sum(self) -> Tensor:
+        """Σ τ_t, one model after another."""
+        total = self[0]
+        for position in range(1, len(self)):
+            total += self[position]
+        return total
+
+    def mean(self) -> Tensor:
+        """(1/T) Σ τ_t."""
+        return self.sum() / len(self)
+
+    def triplets(self, position: int, rank: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Leading triplets (U (m, r), s (r,), V (n, r)) of a model, r ≤ rank, null ones left out.
+
+        Those that were kept are in the type that they were kept in, new ones in float64.
+        """
+        if self._kept is None or rank > kept_rank(self.shape):
+            return triplets(self[position], rank)
+        u, s, v = self._kept(position)
+        return u[:, :rank], s[:rank], v[:, :rank]
+
+
+def kept_rank(shape: Sequence[int]) -> int:
+    """How many triplets a file of factors keeps: half the spectrum, all that pairs use."""
+    return min(shape) // 2
