@@ -1,7 +1,7 @@
 """Gradient metrics: loss gradients of both models on one calibration pool, with the real heads.
 
 G is the mean gradient with respect to the encoder's parameters, g the concatenation of the images'
-gradients with respect to their pixels. The published random heads are not repeated in any edition.
+gradients with respect to their pixels. With the published random heads: `published_gradients`.
 """
 
 import numpy as np

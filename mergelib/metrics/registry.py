@@ -5,9 +5,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from mergelib.errors import MergelibError
 from mergelib.metrics.ingredients import Ingredients
-from mergelib.registry import Registry
+from mergelib.registry import Registry, unknown
 
+MODES = ("corrected", "paper")
 PAPER = "Demystifying Mergeability (arXiv 2601.22285)"
 SOURCES = {  # where a category's notion comes from; the formulas are the paper's
     "task_vector": "Ilharco et al. 2023, Editing models with task arithmetic",
@@ -39,7 +41,23 @@ class Metric:
         return self.function(x, mode)
 
 
-METRICS: Registry[Metric] = Registry("metric")
+METRICS: Registry[Metric] = Registry("metric")  # the published 28
+EXTRA: Registry[Metric] = Registry("metric")  # what else the literature holds to matter
+
+
+def check_mode(mode: str) -> None:
+    """Raise MergelibError for an unknown edition."""
+    if mode not in MODES:
+        raise MergelibError(unknown("mode", mode, MODES))
+
+
+def find(name: str) -> Metric:
+    """The metric of that name, published or extra. Raises MergelibError for an unknown name."""
+    if name in METRICS:
+        return METRICS[name]
+    if name in EXTRA:
+        return EXTRA[name]
+    raise MergelibError(unknown("metric", name, [*METRICS, *EXTRA]))
 
 
 def metric(
@@ -49,15 +67,17 @@ def metric(
     reference: str = "",
     duplicates: tuple[str, ...] = (),
     symmetric: bool = True,
+    registry: Registry[Metric] = METRICS,
 ) -> Callable[[Function], Function]:
     """Register a function f(x: Ingredients, mode) -> (T, T) array under a name.
 
-    Without a `reference` the metric is the paper's, after its category's source.
+    Without a `reference` the metric is the paper's, after its category's source. Those in `EXTRA`
+    have one edition, the same in either mode.
     """
     reference = reference or "; ".join(filter(None, (PAPER, SOURCES.get(category))))
 
     def register(function: Function) -> Function:
-        METRICS.add(Metric(name, category, symmetric, range, duplicates, reference, function))
+        registry.add(Metric(name, category, symmetric, range, duplicates, reference, function))
         return function
 
     return register

@@ -8,10 +8,14 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, normalize
 
 from mergelib.errors import MergelibError
+from mergelib.metrics.registry import check_mode
+
+PAPER_BATCH = 32
 
 
 @contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Hold a model in eval mode; it is left as it was."""
     was = model.training
     model.eval()
     try:
@@ -20,7 +24,8 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
         model.train(was)
 
 
-def _check_images(images: Tensor) -> None:
+def check_images(images: Tensor) -> None:
+    """Raise MergelibError unless images are (N, 3, H, W), N > 0, floating point."""
     if images.ndim != 4 or not images.is_floating_point() or not len(images):
         raise MergelibError(
             f"images have shape {tuple(images.shape)} and type {images.dtype}: give at least one, "
@@ -28,16 +33,23 @@ def _check_images(images: Tensor) -> None:
         )
 
 
-def mean_activation(visual: nn.Module, images: Tensor, batch_size: int = 100) -> Tensor:
+def mean_activation(
+    visual: nn.Module,
+    images: Tensor,
+    batch_size: int | None = None,
+    mode: str = "corrected",
+) -> Tensor:
     """Output of the last transformer block, averaged over tokens and images: (width,) float64.
 
     h = 1/N Σ_n 1/L Σ_l block(x_n)_l, before the final norm and projection; `visual` is open_clip's
     vision transformer (block output (N, L, width)) and `images` (N, 3, H, W) are normalized. Every
-    image has the same weight (the published code gave every batch the same).
-    Raises MergelibError for unusable images or a tower without transformer blocks.
+    image has the same weight. `mode="paper"`: every batch (of 32) has, however small the last one
+    is, h = 1/B Σ_b 1/N_b Σ_{n in b} …, as the published code averages the batch axis for tokens.
+    Raises MergelibError for an unknown mode, unusable images or a tower without transformer blocks.
     Source: published metrics, category activation.
     """
-    _check_images(images)
+    check_mode(mode)
+    check_images(images)
     transformer = getattr(visual, "transformer", None)
     if not hasattr(transformer, "resblocks"):
         raise MergelibError(
@@ -50,16 +62,18 @@ def mean_activation(visual: nn.Module, images: Tensor, batch_size: int = 100) ->
 
     def keep(module: nn.Module, inputs: object, output: Tensor) -> None:
         rows = output.transpose(0, 1) if tokens_first else output
-        seen.append(rows.double().mean(dim=1).sum(dim=0).cpu())
+        of_images = rows.double().mean(dim=1)
+        seen.append((of_images.mean(dim=0) if mode == "paper" else of_images.sum(dim=0)).cpu())
 
+    batches = images.split(batch_size or (PAPER_BATCH if mode == "paper" else 100))
     hook = transformer.resblocks[-1].register_forward_hook(keep)
     try:
-        with _evaluating(visual), torch.no_grad():
-            for batch in images.split(batch_size):
+        with evaluating(visual), torch.no_grad():
+            for batch in batches:
                 visual(batch.to(device))
     finally:
         hook.remove()
-    return torch.stack(seen).sum(dim=0) / len(images)
+    return torch.stack(seen).sum(dim=0) / (len(seen) if mode == "paper" else len(images))
 
 
 def pool_gradients(
@@ -81,13 +95,13 @@ def pool_gradients(
     Source: published metrics, category gradient, with the real heads and one pool for all models
     in place of random heads and per-pair images.
     """
-    _check_pool(images, labels, heads, task_index)
+    check_pool(images, labels, heads, task_index)
     parameters = {name: p.detach().requires_grad_() for name, p in visual.named_parameters()}
     device = next(iter(parameters.values())).device
     heads = [head.to(device) for head in heads]
     totals = {name: torch.zeros_like(p, dtype=torch.float64) for name, p in parameters.items()}
     pixels: list[Tensor] = []
-    with _evaluating(visual):
+    with evaluating(visual):
         for start in range(0, len(images), batch_size):
             part = slice(start, start + batch_size)
             x = images[part].to(device).detach().requires_grad_()
@@ -101,8 +115,37 @@ def pool_gradients(
             for total, gradient in zip(totals.values(), found[1:], strict=True):
                 if gradient is not None:
                     total += gradient
-    mean = {n: (total / len(images)).to(parameters[n].dtype).cpu() for n, total in totals.items()}
+    mean = {}
+    for name, parameter in parameters.items():  # popped, so that both precisions are never all held
+        mean[name] = totals.pop(name).div_(len(images)).to(parameter.dtype).cpu()
     return mean, torch.cat(pixels)
+
+
+@torch.no_grad()
+def cross_accuracies(
+    visual: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    heads: Sequence[Tensor],
+    task_index: Tensor,
+    batch_size: int = 100,
+) -> Tensor:
+    """One encoder's top-1 accuracy under each task's head on that task's images: (T,) float64.
+
+    Operands as in `pool_gradients`; NaN for a task without an image in the pool. The model runs in
+    eval mode and is left as it was. Raises MergelibError if lengths, labels, task indices or a head
+    do not fit.
+    """
+    check_pool(images, labels, heads, task_index)
+    device = next(visual.parameters()).device
+    with evaluating(visual):
+        features = torch.cat([visual(batch.to(device)).cpu() for batch in images.split(batch_size)])
+    shares = []
+    for task, head in enumerate(heads):
+        own = (task_index == task).cpu()
+        guess = (features[own] @ head.to(features).T).argmax(dim=1)  # scale and norm change none
+        shares.append((guess == labels.cpu()[own]).double().mean())
+    return torch.stack(shares)
 
 
 def _summed_loss(
@@ -121,10 +164,9 @@ def _summed_loss(
     return loss
 
 
-def _check_pool(
-    images: Tensor, labels: Tensor, heads: Sequence[Tensor], task_index: Tensor
-) -> None:
-    _check_images(images)
+def check_pool(images: Tensor, labels: Tensor, heads: Sequence[Tensor], task_index: Tensor) -> None:
+    """Raise MergelibError unless images, labels, heads and task indices fit each other."""
+    check_images(images)
     if not len(images) == len(labels) == len(task_index):
         raise MergelibError(
             f"the pool has {len(images)} images, {len(labels)} labels and {len(task_index)} task "

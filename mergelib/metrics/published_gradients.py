@@ -1,0 +1,148 @@
+"""The gradient metrics as published: per pair, random heads, few test images of the own task each.
+
+For every pair and every one of the six metrics the published code draws both heads anew, so that
+the cosine and the dot product of one pair are not of the same gradients and disagree in sign about
+half the time. `corrected` (`mergelib.metrics.pool_gradients`) uses the tasks' own heads and images
+that all models share. Its generator was the global one, in a state that nobody knows; here each
+head follows from a stated seed, the pair and the metric, so it agrees in distribution only.
+"""
+
+import itertools
+import random
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy, normalize
+
+from mergelib import vectors
+from mergelib.errors import MergelibError
+from mergelib.metrics.summary import check_images, evaluating
+
+CALIBRATION_SEED = 42
+PER_TASK = 10
+BATCH = 8
+OF_GRAM = {
+    "cosine_similarity": vectors.cosine,
+    "l2_distance": vectors.distance,
+    "dot_product": lambda gram: gram,
+}
+COLUMNS = list(itertools.product(("encoder", "input"), OF_GRAM))
+
+
+def calibration(sizes: Sequence[int], n: int = PER_TASK) -> list[list[int]]:
+    """Indices of the n images drawn from each test split of `sizes`, ascending: T lists.
+
+    One stream of Python's `random`, seeded with 42, serves the splits in order. The pool of the
+    activation metrics is that of all tasks; a pair's images are those of its two sizes, so that the
+    second task's depend on the first one's size.
+    Raises MergelibError for a split of fewer than n images.
+    """
+    stream = random.Random(CALIBRATION_SEED)
+    for size in sizes:
+        if size < n:
+            raise MergelibError(f"a test split has {size} images, fewer than {n}: lower n")
+    return [sorted(stream.sample(range(size), n)) for size in sizes]
+
+
+def random_head(classes: int, width: int, generator: torch.Generator) -> Tensor:
+    """A new linear layer's weight (C, d): entries uniform in ±1/√d; its bias is 0."""
+    return torch.empty(classes, width).uniform_(-(width**-0.5), width**-0.5, generator=generator)
+
+
+def head_pair(
+    seed: int, pair: tuple[int, int], metric: int, classes: tuple[int, int], width: int
+) -> list[Tensor]:
+    """Both heads of a pair (i, j) for metric number 0 … 5, drawn one after the other.
+
+    The generator's seed is the first word of numpy's SeedSequence of (seed, i, j, metric).
+    """
+    word = np.random.SeedSequence([seed, *pair, metric]).generate_state(1)[0]
+    generator = torch.Generator().manual_seed(int(word))
+    return [random_head(count, width, generator) for count in classes]
+
+
+def gradients(
+    visual: nn.Module, images: Tensor, labels: Tensor, head: Tensor, of: str
+) -> list[Tensor]:
+    """The published gradient of one model: `of` its "encoder", by parameter, or the "input".
+
+    With L_b the mean cross-entropy of normalize(visual(x)) Wᵀ over batch b of up to 8 images:
+    G = (Σ_b ∂L_b/∂θ) / N, a mean of the images divided by the batch size once more, and
+    g = the images' ∂L_b/∂x (N, 3, H, W), so those of a smaller last batch weigh more.
+    """
+    check_images(images)
+    parameters = {name: p.detach().requires_grad_() for name, p in visual.named_parameters()}
+    device = next(iter(parameters.values())).device
+    total = [torch.zeros_like(p) for p in parameters.values()] if of == "encoder" else []
+    pixels = []
+    with evaluating(visual):
+        for batch, truth in zip(images.split(BATCH), labels.split(BATCH), strict=True):
+            x = batch.to(device).detach().requires_grad_()
+            features = normalize(torch.func.functional_call(visual, parameters, (x,)), dim=-1)
+            logits = features @ head.to(features).T
+            loss = cross_entropy(logits, truth.to(device))
+            if of == "input":
+                pixels.append(torch.autograd.grad(loss, x)[0])
+                continue
+            found = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
+            for sum_, gradient in zip(total, found, strict=True):
+                if gradient is not None:
+                    sum_ += gradient
+    return [part / len(images) for part in total] if of == "encoder" else [torch.cat(pixels)]
+
+
+def published_gradients(
+    visuals: Sequence[nn.Module],
+    images: Sequence[Tensor],
+    labels: Sequence[Tensor],
+    classes: Sequence[int],
+    tasks: Sequence[str],
+    seed: int,
+    n: int = PER_TASK,
+) -> pd.DataFrame:
+    """The six gradient metrics of all pairs in the published edition: task_a, task_b, six columns.
+
+    `visuals[t]` is model t's image tower (asked for once a pair and done with before the next, so
+    it may be one module that is loaded anew), `images[t]` the task's test images, normalized,
+    indexed by a list, `labels[t]` their labels, `classes[t]` how many there are; `seed` determines
+    the heads. A pair costs 24 backward passes of at most 8 images: this is the slow edition.
+    Raises MergelibError for operands that differ in number, a split of fewer than n images, labels
+    outside 0 … C−1, and unusable images.
+    """
+    if not len(visuals) == len(images) == len(labels) == len(classes) == len(tasks):
+        raise MergelibError(
+            f"{len(visuals)} models, {len(images)} and {len(labels)} splits, {len(classes)} class "
+            f"counts and {len(tasks)} task names: give one of each per task"
+        )
+    for task, truth, count in zip(tasks, labels, classes, strict=True):
+        if len(truth) and (truth.min() < 0 or truth.max() >= count):
+            raise MergelibError(
+                f"task {task!r}: labels run from {int(truth.min())} to {int(truth.max())}, outside "
+                f"0 … {count - 1}: check its class count"
+            )
+    rows = []
+    for i, j in itertools.combinations(range(len(tasks)), 2):
+        chosen = calibration([len(labels[t]) for t in (i, j)], n)
+        counts, sides = (classes[i], classes[j]), []
+        for side, t in enumerate((i, j)):
+            visual = visuals[t]
+            data = images[t][chosen[side]], labels[t][chosen[side]]
+            heads = [
+                head_pair(seed, (i, j), metric, counts, visual.output_dim)[side]
+                for metric in range(len(COLUMNS))
+            ]
+            sides.append(
+                [
+                    gradients(visual, *data, head, of)
+                    for head, (of, _) in zip(heads, COLUMNS, strict=True)
+                ]
+            )
+        row = {"task_a": tasks[i], "task_b": tasks[j]}
+        for (of, kind), first, second in zip(COLUMNS, *sides, strict=True):
+            gram = sum(vectors.gram(both) for both in zip(first, second, strict=True))
+            row[f"{of}_gradient_{kind}"] = OF_GRAM[kind](gram)[0, 1]
+        rows.append(row)
+    return pd.DataFrame(rows)
