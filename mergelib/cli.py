@@ -31,7 +31,7 @@ def _metrics(args: argparse.Namespace) -> None:
     from mergelib.metrics import pairwise_of_checkpoints
     from mergelib.store import write_table
 
-    table = pairwise_of_checkpoints(args.base, args.models, args.mode)
+    table = pairwise_of_checkpoints(args.base, args.models, args.mode, args.extra)
     write_table(args.out, table)
     print(f"{args.out}: {len(table)} pairs, {table.shape[1] - 2} metrics")
 
@@ -108,6 +108,7 @@ def parser() -> argparse.ArgumentParser:
     metrics.add_argument("--base", type=Path, required=True, help="pretrained weights")
     metrics.add_argument("--models", type=Path, nargs="+", required=True, help="two or more")
     metrics.add_argument("--mode", default="corrected", help="corrected or paper")
+    metrics.add_argument("--extra", action="store_true", help="principal angles as well")
     metrics.add_argument("--out", type=Path, required=True, help=".csv or .parquet")
     metrics.set_defaults(call=_metrics)
 

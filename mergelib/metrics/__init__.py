@@ -10,16 +10,16 @@ import pandas as pd
 from mergelib.checkpoints import text_matrices
 from mergelib.errors import MergelibError
 from mergelib.metrics.ingredients import Factors, Ingredients, ingredients
-from mergelib.metrics.registry import METRICS, Metric, metric
-from mergelib.metrics.summary import mean_activation, pool_gradients
+from mergelib.metrics.registry import EXTRA, METRICS, MODES, Metric, check_mode, find, metric
+from mergelib.metrics.summary import cross_accuracies, mean_activation, pool_gradients
 from mergelib.metrics.weights import summarize
-from mergelib.registry import unknown
 
 CATEGORIES = ("task_vector", "effective_rank", "subspace", "activation", "gradient")
-MODES = ("corrected", "paper")
+EXTRA_CATEGORIES = ("cross_task", "base_knowledge", "principal_angles", "gradient_alignment")
+OF_WEIGHTS = ("task_vector", "effective_rank", "subspace", "principal_angles")
 
 # Importing a category's module registers its metrics; the tables keep this, the published, order.
-for _category in CATEGORIES:
+for _category in CATEGORIES + EXTRA_CATEGORIES:
     import_module(f"{__name__}.{_category}")
 
 
@@ -32,44 +32,46 @@ def pairwise(
     """The metrics table: task_a, task_b and one float64 column per metric.
 
     One row per unordered pair i < j in the order of `tasks`, T (T − 1) / 2 rows; columns in
-    registration order (all metrics, or those in `names`). `mode="paper"` repeats the published
-    choices of the weight metrics: subspace_overlap divided by k, and matrices that are zero counted
-    in the subspace means. The calibration pool and the heads are those of the summaries in either.
+    registration order: the published 28, or those in `names`, which may name extra ones (they come
+    last). `mode="paper"` repeats the published choices of the weight metrics: subspace_overlap
+    divided by k, and matrices that are zero counted in the subspace means. The calibration pool and
+    the heads are those of the summaries in either (`mean_activation` has its own paper edition,
+    `published_gradients` is that of the gradient metrics).
     Raises MergelibError for an unknown metric or mode, a task list that does not fit, or a metric
     whose ingredient is missing.
     """
-    if mode not in MODES:
-        raise MergelibError(unknown("mode", mode, MODES))
+    check_mode(mode)
     tasks = list(tasks)
     if len(tasks) != len(x.gram) or len(set(tasks)) != len(tasks):
         raise MergelibError(
             f"{len(tasks)} task names ({len(set(tasks))} different) for {len(x.gram)} models: "
             "give each model one name of its own"
         )
-    wanted = set(METRICS) if names is None else {METRICS[name].name for name in names}
+    wanted = set(METRICS) if names is None else {find(name).name for name in names}
     first, second = np.triu_indices(len(tasks), k=1)
     table = {"task_a": [tasks[i] for i in first], "task_b": [tasks[j] for j in second]}
-    for row in METRICS.rows():
+    for row in [*METRICS.rows(), *EXTRA.rows()]:
         if row.name in wanted:
             table[row.name] = np.asarray(row(x, mode), dtype=np.float64)[first, second]
     return pd.DataFrame(table)
 
 
 def pairwise_of_checkpoints(
-    base: Path, models: Sequence[Path], mode: str = "corrected"
+    base: Path, models: Sequence[Path], mode: str = "corrected", extra: bool = False
 ) -> pd.DataFrame:
     """The weight metrics (task vector, effective rank, subspace) of checkpoints.
 
-    Their formats and what is read of them: `mergelib.checkpoints`. Models are named by their file
-    names without suffix, or their directories' names. `mode="paper"` also counts the matrices of
-    the base's text side, as zero. Raises MergelibError for fewer than two models, equal names, and
-    as `mergelib.vectors.task_vectors` does.
+    `extra` adds the principal angles. Formats and what is read: `mergelib.checkpoints`. Models are
+    named by their file names without suffix, or their directories' names. `mode="paper"` also
+    counts the matrices of the base's text side, as zero. Raises MergelibError for fewer than two
+    models, equal names, and as `mergelib.vectors.task_vectors` does.
     """
     if len(models) < 2:
         raise MergelibError(f"{len(models)} model: metrics compare two or more, give another")
     zeros = text_matrices(base) if mode == "paper" else 0
     x = ingredients(base, models, [summarize(base, model) for model in models], zeros)
-    names = [row.name for row in METRICS.rows() if row.category not in ("activation", "gradient")]
+    rows = [*METRICS.rows(), *(EXTRA.rows() if extra else ())]
+    names = [row.name for row in rows if row.category in OF_WEIGHTS]
     return pairwise(x, [_name(Path(model)) for model in models], names, mode)
 
 
@@ -79,11 +81,14 @@ def _name(path: Path) -> str:
 
 __all__ = [
     "CATEGORIES",
+    "EXTRA",
+    "EXTRA_CATEGORIES",
     "METRICS",
     "MODES",
     "Factors",
     "Ingredients",
     "Metric",
+    "cross_accuracies",
     "ingredients",
     "mean_activation",
     "metric",

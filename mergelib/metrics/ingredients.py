@@ -38,6 +38,12 @@ class Ingredients:
     encoder_gradient_gram: np.ndarray | None = None  # (T, T) float64
     input_gradient_gram: np.ndarray | None = None  # (T, T) float64
     zero_matrices: int = 0
+    # what only extra metrics need; accuracies are fractions, on calibration images
+    encoder_gradient_grams: dict[str, np.ndarray] | None = None  # tensor name -> (T, T) float64
+    input_gradient_grams: np.ndarray | None = None  # (N, T, T) float64, image by image
+    cross_accuracy: np.ndarray | None = None  # (T, T), encoder t under the head of task u
+    zero_shot: np.ndarray | None = None  # (T,)
+    fine_tuned: np.ndarray | None = None  # (T,)
 
     def need(self, field: str) -> Any:
         """A field that must be there. Raises MergelibError if it was not summarized."""
@@ -59,7 +65,8 @@ def ingredients(
     """Gather the ingredients of T models, in the order of the paths, one tensor at a time.
 
     A summary file holds `sigma/<tensor>`, `u_top/<tensor>`, `v_top/…`, `u_bottom/…`, `v_bottom/…`
-    and may hold `activation` (d,), `encoder_gradient/<tensor>` and `input_gradient` (N, 3, H, W).
+    and may hold `activation` (d,), `encoder_gradient/<tensor>`, `input_gradient` (N, 3, H, W),
+    `cross_accuracy` (T,), the model's under each task's head, and `zero_shot` and `fine_tuned` ().
     Raises MergelibError if files are unreadable, do not match each other, or differ in number.
     """
     if len(checkpoint_paths) != len(summary_paths):
@@ -75,14 +82,21 @@ def ingredients(
         ]
         for file in files[1:]:
             check_same(files[0], file)
+        encoder = _grams(files, "encoder_gradient/")
+        images = _image_grams(files)
         return Ingredients(
             gram=sum(layer_grams.values()),
             layer_grams=layer_grams,
             factors=_factors(files, layer_grams),
-            activation=_stack(files, "activation") if "activation" in files[0].shapes else None,
-            encoder_gradient_gram=_gram(files, "encoder_gradient/"),
-            input_gradient_gram=_gram(files, "input_gradient"),
+            activation=_optional(files, "activation"),
+            encoder_gradient_gram=sum(encoder.values()) if encoder else None,
+            input_gradient_gram=None if images is None else images.sum(axis=0),
             zero_matrices=zero_matrices,
+            encoder_gradient_grams=encoder or None,
+            input_gradient_grams=images,
+            cross_accuracy=_optional(files, "cross_accuracy"),
+            zero_shot=_optional(files, "zero_shot"),
+            fine_tuned=_optional(files, "fine_tuned"),
         )
 
 
@@ -96,9 +110,23 @@ def _stack(files: Sequence[Weights], key: str) -> np.ndarray:
     return torch.stack([file.read(key).double() for file in files]).numpy()
 
 
-def _gram(files: Sequence[Weights], prefix: str) -> np.ndarray | None:
+def _optional(files: Sequence[Weights], key: str) -> np.ndarray | None:
+    return _stack(files, key) if key in files[0].shapes else None
+
+
+def _grams(files: Sequence[Weights], prefix: str) -> dict[str, np.ndarray]:
+    """Gram matrices by tensor, of which one of each model is in memory at a time."""
     keys = _keys(files[0], prefix)
-    return sum(gram([file.read(key) for file in files]) for key in keys) if keys else None
+    return {key.removeprefix(prefix): gram([file.read(key) for file in files]) for key in keys}
+
+
+def _image_grams(files: Sequence[Weights]) -> np.ndarray | None:
+    """Gram matrices of the input gradients, image by image: (N, T, T)."""
+    key = "input_gradient"
+    if key not in files[0].shapes:
+        return None
+    gradients = [file.read(key) for file in files]
+    return np.stack([gram(image) for image in zip(*gradients, strict=True)])
 
 
 def _factors(files: Sequence[Weights], known: Container[str]) -> dict[str, Factors] | None:
