@@ -4,13 +4,18 @@ import math
 
 import numpy as np
 import pytest
+import scipy.linalg
 import torch
 
+from mergelib.cli import main
 from mergelib.errors import MergelibError
-from mergelib.merging import EDITIONS, METHODS, merge, preset
+from mergelib.merging import EDITIONS, METHODS, merge, preset, stream
+from mergelib.merging.base_protecting import weights_of_knowledge
 from mergelib.merging.dare import keep_mask
+from mergelib.merging.factors import polar, split_pair
+from mergelib.merging.kept import kept_factors
 from mergelib.merging.layer import Layer
-from mergelib.store import save_tensors
+from mergelib.store import load_tensors, save_tensors
 
 DETERMINISTIC = [name for name in METHODS if not METHODS[name].random]
 SHAPES = {
@@ -97,6 +102,44 @@ def numpy_dare(taus, name, drop_rate, alpha, seed):
     return alpha * total / len(taus)
 
 
+def numpy_iso_cts(taus, alpha, common):
+    size, count = min(taus[0].shape), len(taus)
+    own = round((size - int(common * size)) / count)
+    shared = size - own * count
+    u, s, vt = np.linalg.svd(sum(taus), full_matrices=False)
+    u, s, vt = u[:, :shared], s[:shared], vt[:shared]
+    us, ss, vts = [], [], []
+    for t in taus:
+        rest = (np.eye(len(u)) - u @ u.T) @ t  # rank-deficient: divide and conquer may not converge
+        a, b, c = scipy.linalg.svd(rest, full_matrices=False, lapack_driver="gesvd")
+        us.append(a[:, :own])
+        ss.append(b[:own])
+        vts.append(c[:own])
+    u, vt = numpy_polar(np.hstack([*us, u])), numpy_polar(np.vstack([*vts, vt]))
+    s = np.concatenate([*ss, s])
+    return alpha * u @ np.diag(np.full(len(s), s.mean())) @ vt
+
+
+def numpy_tall_masks(taus, threshold, agree, task, alpha):
+    tuned, merged = taus, sum(taus)  # with the base at zero, models are their task vectors
+    out = np.zeros(taus[0].size)
+    for i in range(out.size):
+        votes = [abs(0 - t.flat[i]) > threshold * abs(merged.flat[i] - t.flat[i]) for t in tuned]
+        least = agree if agree is not None else (1 if len(taus) <= 2 else 2)
+        keep = sum(votes) >= least if task is None else votes[task]
+        out[i] = merged.flat[i] if keep else 0.0
+    return alpha * out.reshape(taus[0].shape)
+
+
+def numpy_unified(taus):
+    out = np.zeros(taus[0].size)
+    for i in range(out.size):
+        values = [t.flat[i] for t in taus]
+        sign = np.sign(sum(values))
+        out[i] = sign * max([abs(v) for v in values if np.sign(v) == sign], default=0.0)
+    return out.reshape(taus[0].shape)
+
+
 def literal(method, taus, name, params, seed):
     matrix = taus[0].ndim == 2 and "text_projection" not in name
     if method == "weight_avg":
@@ -107,9 +150,16 @@ def literal(method, taus, name, params, seed):
         return numpy_ties(taus, **params)
     if method == "dare":
         return numpy_dare(taus, name, seed=seed, **params)
+    if method == "tall_masks":
+        return numpy_tall_masks(taus, **params)
+    if method == "emr":
+        return numpy_unified(taus)
+    if method == "base_protecting":
+        return params["alpha"] * sum(taus) / len(taus)
     if not matrix:
         return params["alpha"] * sum(taus) / len(taus)
-    return {"tsv": numpy_tsv, "isotropic": numpy_isotropic}[method](taus, **params)
+    spectral = {"tsv": numpy_tsv, "isotropic": numpy_isotropic, "iso_cts": numpy_iso_cts}
+    return spectral[method](taus, **params)
 
 
 @pytest.mark.parametrize("count", [2, 3, 5])
@@ -244,6 +294,234 @@ def test_rank_deficient_results_do_not_hang_on_arbitrary_null_vectors(method):
     np.testing.assert_allclose(turned, q @ delta(taus) @ p, atol=1e-10)
 
 
+# --- models of one task, weights ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("task", [0, 1, 2])
+def test_emr_of_one_task_is_masked_and_rescaled(task):
+    base, tuned = models(3)
+    merged = merge(base, tuned, "emr", task=task)
+    taus = {k: [t[k].double().numpy() - base[k].double().numpy() for t in tuned] for k in SHAPES}
+    elected = {k: numpy_unified(v) for k, v in taus.items()}
+    masked = {k: np.where(taus[k][task] * elected[k] > 0, elected[k], 0) for k in SHAPES}
+    scale = sum(np.abs(taus[k][task]).sum() for k in SHAPES)
+    scale /= sum(np.abs(masked[k]).sum() for k in SHAPES)
+    for name in SHAPES:
+        expected = base[name].double().numpy() + scale * masked[name]
+        np.testing.assert_allclose(merged[name].numpy(), expected, rtol=2e-6, atol=1e-6)
+
+
+def test_emr_of_one_model_gives_it_back():
+    base, tuned = models(1)
+    for task in (None, 0):
+        merged = merge(base, tuned, "emr", task=task)
+        for name in SHAPES:
+            torch.testing.assert_close(merged[name], tuned[0][name], rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("task", [0, 1, 2])
+def test_tall_masks_of_one_task_and_of_several_that_agree(task):
+    base, tuned = models(3)
+    for params in ({"task": task}, {"agree": task + 1}, {"threshold": 0.2, "alpha": 0.5}):
+        merged = merge(base, tuned, "tall_masks", **params)
+        for name in SHAPES:
+            origin = base[name].double().numpy()
+            taus = [t[name].double().numpy() - origin for t in tuned]
+            delta = numpy_tall_masks(taus, **{**preset("tall_masks"), **params})
+            np.testing.assert_allclose(merged[name].numpy(), origin + delta, rtol=2e-6, atol=1e-6)
+
+
+def test_tall_masks_tell_tasks_apart_where_they_move_other_entries():
+    one, two = torch.tensor([3.0, 0, 0, 1]), torch.tensor([0.0, -2, 0, 1])
+    tuned = [{"w": one}, {"w": two}]
+    for task, own in enumerate((one, two)):
+        found = merge({"w": torch.zeros(4)}, tuned, "tall_masks", task=task)["w"]
+        assert torch.equal(found[:3], own[:3])
+    both = merge({"w": torch.zeros(4)}, tuned, "tall_masks", agree=2)["w"]
+    assert torch.equal(both, torch.tensor([0.0, 0, 0, 2]))
+
+
+@pytest.mark.parametrize("method", ["emr", "tall_masks"])
+def test_a_task_that_is_not_there(method):
+    base, tuned = models(2)
+    with pytest.raises(MergelibError, match="task 2 is not among the 2 models"):
+        merge(base, tuned, method, task=2)
+
+
+def test_what_the_base_knows_least_weighs_most():
+    weights = weights_of_knowledge([0.9, 0.2, 0.8], [0.9, 0.8, 0.4])
+    assert weights == [0, 1, 0]  # the last model lost what the base knew: nothing to protect
+    weights = weights_of_knowledge([0.5, 0.2], [1.0, 0.8])
+    np.testing.assert_allclose(weights, [0.5 / 1.25, 0.75 / 1.25])
+    assert weights_of_knowledge([0.5, 0.9], [0.5, 0.9]) == [0.5, 0.5]
+    base, tuned = models(2)
+    merged = merge(base, tuned, "base_protecting", weights=weights, alpha=2.0)
+    for name in SHAPES:
+        origin = base[name].double()
+        delta = sum(w * (t[name].double() - origin) for w, t in zip(weights, tuned, strict=True))
+        torch.testing.assert_close(merged[name].double(), origin + 2 * delta, rtol=1e-6, atol=1e-6)
+    heavier = merge(base, tuned, "base_protecting", weights=[4 * w for w in weights], alpha=2.0)
+    for name in SHAPES:
+        torch.testing.assert_close(heavier[name], merged[name])
+    alone = merge(base, tuned, "base_protecting", weights=[0, 7])
+    for name in SHAPES:
+        torch.testing.assert_close(alone[name], tuned[1][name])
+
+
+def test_weights_and_accuracies_that_do_not_fit():
+    base, tuned = models(2)
+    with pytest.raises(MergelibError, match="3 weights for 2 models"):
+        merge(base, tuned, "base_protecting", weights=[1, 2, 3])
+    for before, after in [([0.5], [0.5, 0.6]), ([], []), ([0.5], [0.0]), ([1.5], [0.9])]:
+        with pytest.raises(MergelibError, match="accurac"):
+            weights_of_knowledge(before, after)
+
+
+# --- polar factors ------------------------------------------------------------------------------
+
+
+def orthonormal(rows, columns, rng):
+    return np.linalg.qr(rng.normal(size=(rows, columns)))[0]
+
+
+@pytest.mark.parametrize("decades", [0, 2, 4, 6, 8])
+def test_polar_factor_of_wide_spectra(decades):
+    rng = np.random.default_rng(decades)
+    u, v = orthonormal(60, 40, rng), orthonormal(40, 40, rng)
+    matrix = torch.tensor(u * np.logspace(0, -decades, 40) @ v.T)
+    # Rounding of the matrix alone turns the last directions by eps times the condition number.
+    bound = 1e-13 + 1e-15 * 10**decades
+    assert np.linalg.norm(polar(matrix).numpy() - u @ v.T) < 40 * bound
+    assert np.linalg.norm(polar(matrix.T).numpy() - (u @ v.T).T) < 40 * bound
+
+
+@pytest.mark.parametrize("rank", [0, 1, 7])
+def test_polar_factor_is_zero_on_the_null_space(rank):
+    rng = np.random.default_rng(rank)
+    matrix = rng.normal(size=(30, rank)) @ rng.normal(size=(rank, 20))
+    u, _, vt = np.linalg.svd(matrix, full_matrices=False)
+    found = polar(torch.tensor(matrix)).numpy()
+    np.testing.assert_allclose(found, u[:, :rank] @ vt[:rank], atol=1e-12)
+
+
+@pytest.mark.parametrize("apart", [1.0, 1e-2, 1e-4, 1e-6])
+@pytest.mark.parametrize(("rows", "first", "second"), [(60, 20, 20), (40, 20, 20), (60, 20, 7)])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_polar_factor_of_two_blocks_that_share_directions(rows, first, second, apart, dtype):
+    rng = np.random.default_rng(first + second)
+    left = orthonormal(rows, first, rng)
+    near = left[:, :5] + apart * rng.normal(size=(rows, 5)) / np.sqrt(rows)
+    right = np.linalg.qr(np.hstack([near, rng.normal(size=(rows, second - 5))]))[0]
+    blocks = [torch.tensor(block).to(dtype) for block in (left, right)]
+    stack = np.hstack([block.double().numpy() for block in blocks])  # as rounded
+    found = split_pair(*blocks, dtype)
+    error = np.linalg.norm(found.full().double().numpy() - numpy_polar(stack))
+    times = found.times(torch.eye(stack.shape[1], dtype=dtype))
+    torch.testing.assert_close(times, found.full(), rtol=1e-5, atol=1e-5)
+    if dtype == torch.float64:
+        assert error < 1e-12 / apart
+    elif apart >= 1e-4:  # below, float32 does not hold the directions
+        assert error < 1e-5 + 1e-8 / apart
+
+
+def test_polar_factor_of_two_equal_or_empty_blocks():
+    block = torch.tensor(orthonormal(30, 8, np.random.default_rng(0)))
+    for other in (block, block[:, :3], block[:, :0]):
+        found = split_pair(block, other, torch.float64).full().numpy()
+        u, s, vt = np.linalg.svd(torch.cat([block, other], 1).numpy(), full_matrices=False)
+        rank = int((s > 1e-10).sum())
+        np.testing.assert_allclose(found, u[:, :rank] @ vt[:rank], atol=1e-12)
+
+
+# --- large matrices, kept factors, streaming ----------------------------------------------------
+
+
+def fine_tuned_like(count, shapes):
+    """Models whose task vectors share a few strong directions, over noise."""
+    rng = np.random.default_rng(7)
+    base = {k: torch.tensor(rng.normal(size=s), dtype=torch.float32) for k, s in shapes.items()}
+    tuned = [{} for _ in range(count)]
+    for name, (m, n) in shapes.items():
+        common = rng.normal(size=(m, 6)) * np.logspace(0, -1, 6) @ rng.normal(size=(6, n))
+        for model in tuned:
+            own = rng.normal(size=(m, 6)) @ rng.normal(size=(6, n))
+            noise = rng.normal(size=(m, n)) * np.logspace(0, -1.5, n)
+            delta = torch.tensor(1e-2 * (common + own + noise))
+            model[name] = (base[name] + delta).float()
+    return base, tuned
+
+
+@pytest.mark.parametrize("count", [2, 3])
+@pytest.mark.parametrize("method", ["tsv", "isotropic", "iso_cts"])
+def test_large_matrices_keep_their_accuracy(method, count):
+    # From 2^18 entries on, products run in float32.
+    shapes = {"tall": (1024, 256), "wide": (256, 1024)}
+    base, tuned = fine_tuned_like(count, shapes)
+    merged = merge(base, tuned, method)
+    for name in shapes:
+        origin = base[name].double().numpy()
+        taus = [t[name].double().numpy() - origin for t in tuned]
+        expected = literal(method, taus, name, preset(method), 0)
+        error = np.linalg.norm(merged[name].numpy() - origin - expected)
+        assert error < 1e-5 * np.linalg.norm(expected)
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_kept_factors_give_the_same_merge(count, tmp_path):
+    shapes = {"tall": (1024, 256), "wide": (256, 1024), "small": (30, 20)}
+    base, tuned = fine_tuned_like(count, shapes)
+    kept = kept_factors(tmp_path, base, tuned)
+    assert len(set(kept)) == count
+    stamps = [path.stat().st_mtime_ns for path in kept]
+    assert kept_factors(tmp_path, base, tuned) == kept
+    assert [path.stat().st_mtime_ns for path in kept] == stamps  # not made again
+    fresh, reused = merge(base, tuned, "tsv"), merge(base, tuned, "tsv", factors=kept)
+    for name in shapes:
+        delta = fresh[name] - base[name]
+        bound = 1e-12 if name == "small" else 1e-4  # small ones are kept in float64
+        assert (reused[name] - fresh[name]).norm() <= bound * delta.norm()
+
+
+def test_kept_factors_follow_the_content_and_are_checked(tmp_path):
+    base, tuned = fine_tuned_like(2, {"w": (12, 8)})
+    kept = kept_factors(tmp_path, base, tuned)
+    other = {"w": tuned[0]["w"] + 1}
+    assert kept_factors(tmp_path, base, [other]) != kept[:1]
+    assert kept_factors(tmp_path, other, tuned[:1]) != kept[:1]
+    with pytest.raises(MergelibError, match="1 files of factors for 2 models"):
+        merge(base, tuned, "tsv", factors=kept[:1])
+    more = kept_factors(tmp_path, *(lambda b, t: (b, t[:1]))(*fine_tuned_like(1, {"w": (9, 8)})))
+    with pytest.raises(MergelibError, match="u/w.*shape.*factors of these models"):
+        merge(base, tuned, "tsv", factors=[*more, kept[1]])
+
+
+@pytest.mark.parametrize("method", list(METHODS))
+def test_openings_between_tensors_change_nothing(method, tmp_path, monkeypatch):
+    base, tuned = models(3)
+    whole = merge(base, tuned, method)
+    monkeypatch.setattr(stream, "BATCH", 1)
+    paths = [tmp_path / f"{i}.safetensors" for i in range(4)]
+    for path, model in zip(paths, [base, *tuned], strict=True):
+        save_tensors(path, model)
+    parts = merge(paths[0], paths[1:], method)
+    assert all(torch.equal(whole[name], parts[name]) for name in base)
+
+
+def test_merge_command_keeps_factors(tmp_path, capsys):
+    base, tuned = fine_tuned_like(2, {"w": (30, 20)})
+    paths = [tmp_path / f"{i}.safetensors" for i in range(3)]
+    for path, model in zip(paths, [base, *tuned], strict=True):
+        save_tensors(path, model)
+    words = ["merge", "--base", paths[0], "--models", *paths[1:], "--method", "tsv"]
+    for cache in ([], ["--cache", tmp_path / "factors"]):
+        out = tmp_path / f"out{len(cache)}.safetensors"
+        assert main([str(word) for word in [*words, *cache, "--out", out]]) == 0
+        found = load_tensors(out)["w"]
+        torch.testing.assert_close(found, merge(base, tuned, "tsv")["w"])
+    assert len(list((tmp_path / "factors").iterdir())) == 2
+    assert "1 tensors merged from 2 models" in capsys.readouterr().out
+
+
 # --- DARE ---------------------------------------------------------------------------------------
 
 
@@ -313,6 +591,12 @@ def test_the_number_of_threads_does_not_matter(method):
         ("isotropic", {"truncate": 1}, ["isotropic", "truncate", "true or false"]),
         ("tsv", {"alhpa": 1.0}, ["tsv", "'alhpa'", "did you mean 'alpha'"]),
         ("weight_avg", {"alpha": 1.0}, ["weight_avg", "alpha", "no parameters"]),
+        ("emr", {"task": -1}, ["emr", "task", "whole number", "-1"]),
+        ("emr", {"task": True}, ["emr", "task", "whole number"]),
+        ("tall_masks", {"agree": 1.5}, ["tall_masks", "agree", "1.5"]),
+        ("base_protecting", {"weights": [0, 0]}, ["weights", "not all 0"]),
+        ("base_protecting", {"weights": [1, -1]}, ["weights", "0 or more", "-1"]),
+        ("base_protecting", {"weights": 1.0}, ["weights", "list"]),
         ("dare", {"seed": 0.5}, ["dare", "seed", "0.5"]),
     ],
 )

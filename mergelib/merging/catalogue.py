@@ -33,15 +33,27 @@ NUMBER = Parameter("a finite number", _is_number)
 FRACTION = Parameter("a number in [0, 1]", lambda v: _is_number(v) and 0 <= v <= 1)
 RATE = Parameter("a number in [0, 1)", lambda v: _is_number(v) and 0 <= v < 1)
 FLAG = Parameter("true or false", lambda v: isinstance(v, bool))
+COUNT_OR_NONE = Parameter(
+    "a whole number of 0 or more, or none (null)",
+    lambda v: v is None or (isinstance(v, int) and not isinstance(v, bool) and v >= 0),
+)
+WEIGHTS_OR_NONE = Parameter(
+    "a list of numbers of 0 or more, not all 0, or none (null)",
+    lambda v: (
+        v is None
+        or (isinstance(v, (list, tuple)) and all(_is_number(w) and w >= 0 for w in v) and any(v))
+    ),
+)
 
 
 @dataclass(frozen=True)
 class Method:
     """One merging method.
 
-    `function(vectors, name, **params)` maps the T task vectors of one tensor, float64 of shape
-    (T, *shape), to the merged task vector, float64 of shape (*shape), coefficient applied. A
-    `random` method takes `seed` as well.
+    `function(layer, **params)` maps the T task vectors of one tensor (a `mergelib.merging.layer`)
+    to the merged task vector, float64 of its shape, coefficient applied. A `random` method takes
+    `seed` as well. `survey(layer, **params)`, where a method has one, is summed over all tensors
+    first, and the function takes the sum as `surveyed`.
     """
 
     name: str
@@ -52,6 +64,7 @@ class Method:
     random: bool
     reference: str
     function: Callable[..., Tensor]
+    survey: Callable[..., Tensor] | None = None
 
     def check(self, params: Mapping[str, Any]) -> dict[str, Any]:
         """The defaults overridden by `params`.
@@ -83,6 +96,7 @@ def method(
     released: Mapping[str, Any] | None = None,
     original: Mapping[str, Any] | None = None,
     random: bool = False,
+    survey: Callable[..., Tensor] | None = None,
 ) -> Callable[[Callable[..., Tensor]], Callable[..., Tensor]]:
     """Register a function; `released` and `original` hold what differs from `defaults`."""
     ours = dict(defaults or {})
@@ -98,6 +112,7 @@ def method(
                 random=random,
                 reference=reference,
                 function=function,
+                survey=survey,
             )
         )
         return function

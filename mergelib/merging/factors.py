@@ -1,5 +1,6 @@
 """Singular triplets and polar factors of one task vector's matrices."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -156,3 +157,15 @@ def _parts(matrix: Tensor, root: Tensor, basis: Tensor | None, floor: float) -> 
     basis = basis - (root @ (root @ leak)).double()
     rest = split(exact @ basis, floor=floor).full()
     return Polar(strong, root, rest.to(root.dtype), basis.to(root.dtype))
+
+
+def orthogonal_sum(
+    us: Sequence[Tensor], s: Tensor, vs: Sequence[Tensor], dtype: torch.dtype
+) -> Tensor:
+    """U⊥ diag(s) V⊥ᵀ from the blocks of U (m, ·) and V (n, ·), m ≥ n; products run in `dtype`."""
+    left, right = _split_blocks(us, dtype), _split_blocks(vs, dtype)
+    return left.times((right.full() * s.to(dtype)).T).double()
+
+
+def _split_blocks(blocks: Sequence[Tensor], dtype: torch.dtype) -> Polar:
+    return split_pair(*blocks, dtype) if len(blocks) == 2 else split(torch.cat(blocks, 1), dtype)

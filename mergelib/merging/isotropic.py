@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from mergelib.merging.catalogue import FLAG, NUMBER, method
-from mergelib.merging.factors import polar
+from mergelib.merging.factors import polar, triplets
 from mergelib.merging.layer import Layer
 
 
@@ -34,7 +34,7 @@ def isotropic(layer: Layer, alpha: float, truncate: bool) -> Tensor:
 def _cut_sum(layer: Layer, rank: int) -> Tensor:
     """Σ of the best approximations of the τt of at most that rank (Eckart–Young)."""
     total = torch.zeros_like(layer[0])
-    for position in range(len(layer)):
-        u, s, v = layer.triplets(position, rank)
+    for vector in layer:  # kept factors will not do: every direction of the sum weighs the same
+        u, s, v = triplets(vector, rank)
         total += (u * s) @ v.T
     return total

@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 
 from torch import Tensor
 
+from mergelib.errors import MergelibError
 from mergelib.merging.factors import is_matrix, triplets
 
 
@@ -39,6 +40,15 @@ class Layer(Sequence[Tensor]):
     def is_matrix(self) -> bool:
         """Whether the spectral methods treat the tensor as a matrix."""
         return is_matrix(self.shape, self.name)
+
+    def chosen(self, task: int) -> Tensor:
+        """The task vector of one model. Raises MergelibError if there is none of that number."""
+        if task >= len(self):
+            raise MergelibError(
+                f"task {task} is not among the {len(self)} models: count them from 0, in their "
+                "order"
+            )
+        return self[task]
 
     def sum(self) -> Tensor:
         """Σ τ_t, one model after another."""

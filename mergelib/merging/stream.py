@@ -23,8 +23,8 @@ def sweep(
 ) -> Iterator[tuple[str, Tensor]]:
     """Yield (name, work(θ0, layer)) for each floating-point tensor of the base, in any order.
 
-    θ0 is float64; `factors` are files of `mergelib.merging.kept`, one a model. Tensors are worked on
-    in parallel, one core each. Raises MergelibError for other names or shapes, NaN, a file that
+    θ0 is float64; `factors` are files of `mergelib.merging.kept`, one a model. Tensors are worked
+    on in parallel, one core each. Raises MergelibError for other names or shapes, NaN, a file that
     cannot be read, and factors that are not of these models.
     """
     if not tuned:

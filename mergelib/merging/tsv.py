@@ -1,12 +1,10 @@
 """TSV-M: task singular vectors, orthogonalized against each other."""
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
 from mergelib.merging.catalogue import NUMBER, method
-from mergelib.merging.factors import Polar, precision, split, split_pair
+from mergelib.merging.factors import orthogonal_sum, precision
 from mergelib.merging.layer import Layer
 
 
@@ -31,15 +29,3 @@ def tsv(layer: Layer, alpha: float) -> Tensor:
     if layer.shape[0] < layer.shape[1]:
         return orthogonal_sum(vs, s, us, precision(layer.shape)).T
     return orthogonal_sum(us, s, vs, precision(layer.shape))
-
-
-def orthogonal_sum(
-    us: Sequence[Tensor], s: Tensor, vs: Sequence[Tensor], dtype: torch.dtype
-) -> Tensor:
-    """U⊥ diag(s) V⊥ᵀ from the blocks of U (m, ·) and V (n, ·), m ≥ n; products run in `dtype`."""
-    left, right = _split(us, dtype), _split(vs, dtype)
-    return left.times((right.full() * s.to(dtype)).T).double()
-
-
-def _split(blocks: Sequence[Tensor], dtype: torch.dtype) -> Polar:
-    return split_pair(*blocks, dtype) if len(blocks) == 2 else split(torch.cat(blocks, 1), dtype)
