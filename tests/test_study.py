@@ -290,7 +290,8 @@ def test_ablation_is_the_fit_on_the_other_metrics(tables, pairs):
 
 
 def test_ablation_of_pooled_predictions_and_of_several_starts(pairs):
-    two = ablation(pairs, split="l2to", draws=50)
+    two = ablation(pairs, split="l2to", draws=50, changes=("without",))
+    assert set(two["change"]) == {"all", "without"}
     kept = two[two["change"] == "without"]
     assert (kept["low"] <= kept["high"]).all()
     random = ablation(pairs, predictor="paper-l1", starts=2, draws=20)
@@ -338,6 +339,8 @@ def test_redundancy_is_adjusted_r_squared_on_the_other_categories(pairs):
     assert table.loc[name, "r2_others"] == pytest.approx(1 - (1 - r2) * 35 / (35 - p))
     best = max(others, key=lambda k: abs(np.corrcoef(pairs.X[:, k], y)[0, 1]))
     assert table.loc[name, "nearest"] == pairs.metrics[best]
+    single = pairs.single.mean(axis=(1, 2))
+    assert table.loc[name, "r_single"] == pytest.approx(stats.pearsonr(y, single)[0])
 
 
 # ---- Sparsity ---------------------------------------------------------------------------------

@@ -1,5 +1,6 @@
 """What a category of metrics adds: fits without it, fits with it alone, paired by fold."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -11,7 +12,7 @@ from mergelib.predict.data import Pairs
 from mergelib.predict.evaluate import HEADLINE
 from mergelib.predict.inference import bootstrap_r, interval
 from mergelib.predict.relabelling import batched_qap
-from mergelib.predict.scores import pooled, score
+from mergelib.predict.scores import pearson, pooled, score
 from mergelib.predict.splits import fold_masks, splitter
 from mergelib.predict.study import categories, fold_interval, fold_sd
 from mergelib.predict.targets import target as target_of
@@ -41,6 +42,7 @@ def ablation(
     starts: int = 1,
     seed: int = 0,
     draws: int = 2000,
+    changes: Sequence[str] = ("without", "only"),
 ) -> pd.DataFrame:
     """Every method without, and with only, each category of metrics, on the same folds.
 
@@ -50,11 +52,13 @@ def ablation(
     the tasks drawn, both predictions on the same draw), fold_sd (of the paired differences),
     worse (share of folds that lose), n_folds. With `relabel` QAP draws null_mean, null_95 and p
     of r: the null depends on the number of metrics. With several `starts` of a random predictor r
-    is their mean and start_sd the standard deviation of the difference over them.
+    is their mean and start_sd the standard deviation of the difference over them. `changes`
+    chooses between "without" and "only"; "all" comes first in any case.
     """
     sets = [
         ({"change": change, "category": category}, restrict(pairs, names))
         for change, category, names in category_sets(pairs)
+        if change in ("all", *changes)
     ]
     table = _against_first(sets, target, split, predictor, relabel, starts, seed, draws)
     return table.rename(columns={"r_first": "r_all"})
@@ -175,23 +179,26 @@ def redundancy(pairs: Pairs) -> pd.DataFrame:
     """How far the other categories already hold each metric.
 
     metric, category, r2_others (adjusted R^2 of least squares of the metric on all metrics of the
-    other categories), nearest (the metric of another category with the largest |r|) and r_nearest.
+    other categories), nearest (the metric of another category with the largest |r|), r_nearest,
+    and r_single (r with the mean accuracy of the pair's fine-tuned models).
     A metric with r2_others near 1 can be taken away without taking away what it says.
     """
     of = categories(pairs.metrics)
     X = (pairs.X - pairs.X.mean(axis=0)) / np.where(pairs.X.std(axis=0) > 0, pairs.X.std(axis=0), 1)
     n = len(X)
+    single = pairs.single.mean(axis=(1, 2))
+    r_single = pearson(pairs.X, np.tile(single[:, None], X.shape[1]), np.ones((1, 1), bool), axis=0)
     rows = []
     for k, name in enumerate(pairs.metrics):
         others = [j for j, other in enumerate(pairs.metrics) if of[other] != of[name]]
         if not others or not X[:, k].any():
-            rows.append((name, of[name], np.nan, "", np.nan))
+            rows.append((name, of[name], np.nan, "", np.nan, r_single[k]))
             continue
         fit, _, rank, _ = np.linalg.lstsq(X[:, others], X[:, k], rcond=1e-6)
         left = ((X[:, k] - X[:, others] @ fit) ** 2).sum() / (X[:, k] ** 2).sum()
         r = X[:, others].T @ X[:, k] / n
         best = int(np.abs(r).argmax())
         adjusted = 1 - left * (n - 1) / (n - 1 - rank) if n - 1 > rank else np.nan
-        rows.append((name, of[name], adjusted, pairs.metrics[others[best]], r[best]))
-    columns = ["metric", "category", "r2_others", "nearest", "r_nearest"]
+        rows.append((name, of[name], adjusted, pairs.metrics[others[best]], r[best], r_single[k]))
+    columns = ["metric", "category", "r2_others", "nearest", "r_nearest", "r_single"]
     return pd.DataFrame(rows, columns=columns)
