@@ -38,7 +38,7 @@ def small_gram(tall: Tensor) -> Tensor:
     for start in range(0, n, width):
         rows = slice(start, start + width)
         gram[rows, start:] = tall[:, rows].T @ tall[:, start:]
-        gram[start:, rows] = gram[rows, start:].T
+        gram[start + width :, rows] = gram[rows, start + width :].T  # its own block stands
     return gram
 
 
@@ -76,11 +76,11 @@ def thin_factors(matrix: Tensor, rank: int | None = None) -> tuple[Tensor, Tenso
 def ends(matrix: Tensor, sigmas: int = 100, k: int = 10) -> Ends:
     """Ends of the thin SVD of (m, n), float64, on the matrix's device; k is cut to min(m, n).
 
-    Against LAPACK's float64 SVD: values within 1e-14 σ1²/σ, the space of each group of vectors
-    within 1e-9 + 1e-13 σ1/gap radians, where gap is what separates its values from the others'.
-    Where AᵀA cannot give that (σ_k < 1e-3 σ1, or a bottom that is null or that the refinement does
-    not settle) LAPACK's SVD is taken. Below the rank of A vectors are an arbitrary orthonormal
-    completion; those of a zero matrix are the first k axes, and the last k of min(m, n).
+    Against LAPACK's float64 SVD: values within 1e-14 σ1²/σ; the space of either group of vectors
+    within 1e-11 + 1e-13 σ1/gap radians, gap being what separates its values from the others'. Where
+    AᵀA cannot give that (σ_k < 1e-3 σ1, or a bottom that is null or that the refinement does not
+    settle), and for small matrices, it is LAPACK's SVD. Below the rank of A vectors complete the
+    others arbitrarily; those of a zero matrix are the first k axes, and the last k of min(m, n).
     """
     if matrix.shape[0] < matrix.shape[1]:
         found = ends(matrix.T, sigmas, k)
@@ -91,15 +91,15 @@ def ends(matrix: Tensor, sigmas: int = 100, k: int = 10) -> Ends:
     if not tall.any():
         u, v = torch.eye(*tall.shape).to(tall), torch.eye(n).to(tall)
         return Ends(tall.new_zeros(min(sigmas, n)), u[:, :k], v[:, :k], u[:, n - k : n], v[:, -k:])
-    squares, vectors = _eigen(tall)
-    top = squares[-k:].flip(0).clamp(min=0).sqrt()
-    low = _bottom(tall, squares, vectors, k) if top[-1] > TOP * top[0] else None
-    if low is None:
-        u, s, v = _svd(tall)
-        return Ends(s[:sigmas], u[:, :k], v[:, :k], u[:, -k:], v[:, -k:])
-    v = vectors[:, -k:].flip(1)
-    sigma = squares[-sigmas:].flip(0).clamp(min=0).sqrt()
-    return Ends(sigma, (tall @ v) / top, v, *low)
+    if n > k + GUARD:
+        squares, vectors = _eigen(tall)
+        sigma = squares.clamp(min=0).sqrt().flip(0)[:sigmas]
+        top, v = sigma[:k], vectors[:, -k:].flip(1)
+        low = _bottom(tall, squares, vectors, k) if top[-1] > TOP * top[0] else None
+        if low is not None:
+            return Ends(sigma, (tall @ v) / top, v, *low)
+    u, s, v = _svd(tall)
+    return Ends(s[:sigmas], u[:, :k], v[:, :k], u[:, -k:], v[:, -k:])
 
 
 def _bottom(tall: Tensor, squares: Tensor, vectors: Tensor, k: int) -> tuple[Tensor, Tensor] | None:
@@ -117,7 +117,7 @@ def _bottom(tall: Tensor, squares: Tensor, vectors: Tensor, k: int) -> tuple[Ten
         u, s, rt = torch.linalg.svd(tall @ w, full_matrices=False)  # descending
         w = w @ rt.T
         inner = w[:, -k:]
-        if settled or not len(outside):
+        if settled:
             return u[:, -k:], inner
         if s[-1] < NULL * squares[-1].sqrt():
             return None

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 
 import numpy as np
@@ -10,10 +11,14 @@ import torch
 from torch import Tensor
 
 from mergelib.errors import MergelibError
+from mergelib.parallel import threaded
 
 Source = Path | str | Mapping[str, Tensor]  # a checkpoint (see checkpoints), or tensors
 
-CHUNK = 1 << 20  # columns turned to float64 at a time
+CHUNK = 1 << 13  # columns of a Gram product in float64 at a time: 20 models' stay in the cache
+CHUNK_ROWS = 1 << 15  # likewise where one model's at a time do
+CHUNK_CUDA = 1 << 22
+RUN = 1 << 23  # entries of a run of tensors, between which mapped files are let go
 
 
 @dataclass(frozen=True)
@@ -28,7 +33,7 @@ class Weights:
     def read(self, name: str) -> Tensor:
         """The tensor of that name. Raises MergelibError if an entry is NaN or infinite."""
         tensor = self.get(name)
-        if not torch.isfinite(tensor).all():
+        if tensor.numel() and not all(map(torch.isfinite, torch.aminmax(tensor))):
             raise MergelibError(
                 f"{self.label}: tensor {name!r} has NaN or infinite entries; train it again"
             )
@@ -73,26 +78,36 @@ def check_same(origin: Weights, other: Weights) -> None:
         )
 
 
-def task_vectors(base: Source, tuned: Sequence[Source]) -> Iterator[tuple[str, Tensor]]:
-    """Yield (name, τ) for each floating-point tensor, τ = θ_t − θ_0 of shape (T, *shape), float64.
+@contextmanager
+def models(base: Source, tuned: Sequence[Source]) -> Iterator[tuple[Weights, list[Weights]]]:
+    """Open a base and T models of its architecture.
 
-    Only one tensor of each model is in memory at a time; names come in alphabetical order; integer
-    tensors are skipped. The difference is taken in float64, so that it is exact for float32.
-    Raises MergelibError for other names or shapes, NaN, or a file that cannot be read.
-    Source: Ilharco et al. 2023, "Editing models with task arithmetic", section 2.
+    Raises MergelibError for other names or shapes, no model, or a file that cannot be read.
     """
     if not tuned:
         raise MergelibError("no fine-tuned model is given: give at least one checkpoint")
     with ExitStack() as stack:
         origin = stack.enter_context(opened(base, "the base"))
-        models = [stack.enter_context(opened(s, f"model {t}")) for t, s in enumerate(tuned)]
-        for model in models:
-            check_same(origin, model)
+        others = [stack.enter_context(opened(s, f"model {t}")) for t, s in enumerate(tuned)]
+        for other in others:
+            check_same(origin, other)
         if not origin.floating:
             raise MergelibError(f"{origin.label} holds no floating point tensor: check the file")
+        yield origin, others
+
+
+def task_vectors(base: Source, tuned: Sequence[Source]) -> Iterator[tuple[str, Tensor]]:
+    """Yield (name, τ) for each floating-point tensor, τ = θ_t − θ_0 of shape (T, *shape), float64.
+
+    Only one tensor of each model is in memory at a time; names come in alphabetical order; integer
+    tensors are skipped. The difference is taken in float64, so that it is exact for float32.
+    Raises MergelibError as `models` does, and for NaN or infinite entries.
+    Source: Ilharco et al. 2023, "Editing models with task arithmetic", section 2.
+    """
+    with models(base, tuned) as (origin, others):
         for name in sorted(origin.floating):
             start = origin.read(name).double()
-            yield name, torch.stack([model.read(name).double() - start for model in models])
+            yield name, torch.stack([other.read(name).double() - start for other in others])
 
 
 def gram(vectors: Tensor | Sequence[Tensor]) -> np.ndarray:
@@ -100,18 +115,95 @@ def gram(vectors: Tensor | Sequence[Tensor]) -> np.ndarray:
 
     The sums run in float64: in float32 the cosines of long vectors exceed 1.
     """
-    flat = torch.stack(list(vectors))
-    flat = flat.reshape(len(flat), -1)  # a scalar is a vector of one entry
-    total = torch.zeros(len(flat), len(flat), dtype=torch.float64)
-    for chunk in flat.split(CHUNK, dim=1):
-        block = chunk.double()
-        total += (block @ block.T).cpu()
-    return ((total + total.T) / 2).numpy()
+    return _gram([vector.reshape(-1) for vector in vectors], None, "cpu")
 
 
-def grams(base: Source, tuned: Sequence[Source]) -> dict[str, np.ndarray]:
-    """Gram matrix (T, T) float64 of the task vectors, per tensor; their sum is the global one."""
-    return {name: gram(vectors) for name, vectors in task_vectors(base, tuned)}
+def grams(
+    base: Source, tuned: Sequence[Source], rows: Sequence[int] | None = None, device: str = "cpu"
+) -> dict[str, np.ndarray]:
+    """Gram matrix (T, T) float64 of the task vectors, per tensor; their sum is the global one.
+
+    `rows` asks for the rows of some models only, (len(rows), T); these are τ_r·θ_t − τ_r·θ_0, which
+    spares the differences of all others and is within 1e-15 ‖τ_r‖ ‖θ_t‖ of τ_r·τ_t.
+    Raises MergelibError as `task_vectors` does.
+    """
+    with models(base, tuned) as (origin, _):
+        runs = _runs({name: origin.shapes[name] for name in sorted(origin.floating)})
+
+    def of_run(names: Sequence[str]) -> dict[str, np.ndarray]:
+        with models(base, tuned) as (origin, others):
+            return {name: _tensor_gram(origin, others, name, rows, device) for name in names}
+
+    return {name: found for run in threaded(of_run, runs) for name, found in run.items()}
+
+
+def _runs(shapes: Mapping[str, Sequence[int]]) -> list[list[str]]:
+    """Names in runs of at most RUN entries, or of one tensor."""
+    found: list[list[str]] = []
+    room = 0
+    for name, shape in shapes.items():
+        room -= prod(shape)
+        if room < 0:
+            found.append([])
+            room = RUN - prod(shape)
+        found[-1].append(name)
+    return found
+
+
+def _tensor_gram(
+    origin: Weights,
+    others: Sequence[Weights],
+    name: str,
+    rows: Sequence[int] | None,
+    device: str,
+) -> np.ndarray:
+    start, *flat = (weights.get(name).reshape(-1) for weights in (origin, *others))
+    found = _gram(flat, start, device) if rows is None else _rows(flat, start, rows, device)
+    if not np.isfinite(found).all():  # rather than look through all entries before
+        for weights in (origin, *others):
+            weights.read(name)
+        raise MergelibError(f"the task vectors overflow at {name!r}: are these checkpoints?")
+    return found
+
+
+def _gram(flat: Sequence[Tensor], start: Tensor | None, device: str) -> np.ndarray:
+    """(v_i − start)·(v_j − start) of T vectors: (T, T)."""
+    size, chunk = len(flat[0]), CHUNK if device == "cpu" else CHUNK_CUDA
+    memory = torch.empty(len(flat), min(chunk, size), dtype=torch.float64, device=device)
+    total = torch.zeros(len(flat), len(flat), dtype=torch.float64, device=device)
+    for begin in range(0, size, chunk):
+        part = slice(begin, begin + chunk)
+        block = memory[:, : size - begin]
+        for row, vector in zip(block, flat, strict=True):
+            _fill(row, vector[part])
+        if start is not None:
+            block -= start[part].to(block)
+        total += block @ block.T
+    return ((total + total.T) / 2).cpu().numpy()
+
+
+def _rows(flat: Sequence[Tensor], start: Tensor, rows: Sequence[int], device: str) -> np.ndarray:
+    """(v_r − start)·(v_t − start) for r in `rows` and every t: (R, T)."""
+    size, chunk = len(start), CHUNK_ROWS if device == "cpu" else CHUNK_CUDA
+    memory = torch.empty(min(chunk, size), dtype=torch.float64, device=device)
+    total = torch.zeros(len(rows), len(flat), dtype=torch.float64, device=device)
+    for begin in range(0, size, chunk):
+        part = slice(begin, begin + chunk)
+        origin = start[part].to(total)
+        vectors = torch.stack([flat[row][part] for row in rows]).to(total) - origin
+        held = memory[: size - begin]
+        total += torch.stack([vectors @ _fill(held, other[part]) for other in flat], dim=1)
+        total -= (vectors @ origin)[:, None]
+    return total.cpu().numpy()
+
+
+def _fill(into: Tensor, vector: Tensor) -> Tensor:
+    """Copy a vector into float64; numpy's cast of float32 takes half the time of torch's."""
+    if into.device.type == "cpu" and vector.dtype == torch.float32:
+        into.numpy()[:] = vector.detach().numpy()
+    else:
+        into.copy_(vector)
+    return into
 
 
 def norms(gram: np.ndarray) -> np.ndarray:
