@@ -46,11 +46,7 @@ def transfer(
 
     Raises MergelibError if the two differ in metrics or methods.
     """
-    for name in ("metrics", "methods"):
-        a, b = getattr(fitted, name), getattr(other, name)
-        if a != b:
-            differing = ", ".join(sorted(set(a) ^ set(b))) or "the order"
-            raise MergelibError(f"the two settings differ in {name}: {differing}")
+    check_alike(fitted, other, "metrics", "methods")
     train = np.ones((1, len(fitted)), dtype=bool)
     seeds = fold_seeds(seed, fitted.methods, 1)
     if isinstance(alpha, str):
@@ -71,3 +67,12 @@ def transfer(
         valid = ~np.isnan(moved)
         null[k] = pearson(prediction, np.where(valid, moved, 0.0), valid, axis=0)
     return Transfer(prediction, pearson(prediction, y_other, every, axis=0), null)
+
+
+def check_alike(fitted: Pairs, other: Pairs, *names: str) -> None:
+    """Raise MergelibError unless two settings agree in each of the named fields of `Pairs`."""
+    for name in names:
+        a, b = getattr(fitted, name), getattr(other, name)
+        if a != b:
+            differing = ", ".join(sorted(set(a) ^ set(b))) or "the order"
+            raise MergelibError(f"the two settings differ in {name}: {differing}")
