@@ -31,7 +31,9 @@ def _metrics(args: argparse.Namespace) -> None:
     from mergelib.metrics import pairwise_of_checkpoints
     from mergelib.store import write_table
 
-    table = pairwise_of_checkpoints(args.base, args.models, args.mode, args.extra)
+    table = pairwise_of_checkpoints(
+        args.base, args.models, args.mode, args.extra, args.cache, args.device
+    )
     write_table(args.out, table)
     print(f"{args.out}: {len(table)} pairs, {table.shape[1] - 2} metrics")
 
@@ -107,6 +109,8 @@ def parser() -> argparse.ArgumentParser:
     metrics.add_argument("--mode", default="corrected", help="corrected or paper")
     metrics.add_argument("--extra", action="store_true", help="principal angles as well")
     metrics.add_argument("--out", type=Path, required=True, help=".csv or .parquet")
+    metrics.add_argument("--cache", type=Path, help="folder that keeps what one more model needs")
+    metrics.add_argument("--device", default="cpu", help="where factors are computed: cpu, cuda")
     metrics.set_defaults(call=_metrics)
 
     merge = verbs.add_parser("merge", help="merge checkpoints into one", epilog=CHECKPOINTS)

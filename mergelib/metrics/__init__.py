@@ -10,9 +10,11 @@ import pandas as pd
 from mergelib.checkpoints import text_matrices
 from mergelib.errors import MergelibError
 from mergelib.metrics.ingredients import Factors, Ingredients, ingredients
+from mergelib.metrics.kept import contents, kept_grams, kept_summaries
 from mergelib.metrics.registry import EXTRA, METRICS, MODES, Metric, check_mode, find, metric
 from mergelib.metrics.summary import cross_accuracies, mean_activation, pool_gradients
 from mergelib.metrics.weights import summarize
+from mergelib.vectors import grams
 
 CATEGORIES = ("task_vector", "effective_rank", "subspace", "activation", "gradient")
 EXTRA_CATEGORIES = ("cross_task", "base_knowledge", "principal_angles", "gradient_alignment")
@@ -57,19 +59,33 @@ def pairwise(
 
 
 def pairwise_of_checkpoints(
-    base: Path, models: Sequence[Path], mode: str = "corrected", extra: bool = False
+    base: Path,
+    models: Sequence[Path],
+    mode: str = "corrected",
+    extra: bool = False,
+    cache: Path | None = None,
+    device: str = "cpu",
 ) -> pd.DataFrame:
     """The weight metrics (task vector, effective rank, subspace) of checkpoints.
 
     `extra` adds the principal angles. Formats and what is read: `mergelib.checkpoints`. Models are
     named by their file names without suffix, or their directories' names. `mode="paper"` also
-    counts the matrices of the base's text side, as zero. Raises MergelibError for fewer than two
-    models, equal names, and as `mergelib.vectors.task_vectors` does.
+    counts the matrices of the base's text side, as zero. `cache` is a folder that keeps what was
+    computed, by content, so that one more model costs its own pass; `device` is where factors and
+    Gram matrices are computed. Raises MergelibError for fewer than two models, equal names, and as
+    `mergelib.vectors.task_vectors` does.
     """
     if len(models) < 2:
         raise MergelibError(f"{len(models)} model: metrics compare two or more, give another")
     zeros = text_matrices(base) if mode == "paper" else 0
-    x = ingredients(base, models, [summarize(base, model) for model in models], zeros)
+    if cache is None:
+        layer_grams = grams(base, models, device=device)
+        summaries = [summarize(base, model, device) for model in models]
+    else:
+        keys = contents(cache, [base, *models])
+        layer_grams = kept_grams(cache, base, models, keys, device)
+        summaries = kept_summaries(cache, base, models, keys, device)
+    x = ingredients(base, models, summaries, zeros, layer_grams)
     rows = [*METRICS.rows(), *(EXTRA.rows() if extra else ())]
     names = [row.name for row in rows if row.category in OF_WEIGHTS]
     return pairwise(x, [_name(Path(model)) for model in models], names, mode)
@@ -89,6 +105,7 @@ __all__ = [
     "Ingredients",
     "Metric",
     "cross_accuracies",
+    "find",
     "ingredients",
     "mean_activation",
     "metric",

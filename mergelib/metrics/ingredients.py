@@ -3,6 +3,7 @@
 from collections.abc import Container, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, fields
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,29 @@ class Factors:
     v_top: np.ndarray  # (T, n, k)
     u_bottom: np.ndarray  # (T, m, k), the last k of the min(m, n)
     v_bottom: np.ndarray  # (T, n, k)
+
+    @cached_property
+    def left_top(self) -> np.ndarray:
+        """‖U_iᵀ U_j‖_F² at the top: (T, T)."""
+        return squared_overlap(self.u_top)
+
+    @cached_property
+    def right_top(self) -> np.ndarray:
+        """‖V_iᵀ V_j‖_F² at the top: (T, T)."""
+        return squared_overlap(self.v_top)
+
+    @cached_property
+    def right_bottom(self) -> np.ndarray:
+        """‖V_iᵀ V_j‖_F² at the bottom: (T, T)."""
+        return squared_overlap(self.v_bottom)
+
+
+def squared_overlap(bases: np.ndarray) -> np.ndarray:
+    """‖B_iᵀ B_j‖_F² of T orthonormal bases (T, m, k), in one product: (T, T)."""
+    models, size, k = bases.shape
+    columns = torch.from_numpy(bases).permute(0, 2, 1).reshape(models * k, size)
+    blocks = (columns @ columns.T).reshape(models, k, models, k)
+    return (blocks**2).sum(dim=(1, 3)).numpy()
 
 
 @dataclass(frozen=True)
@@ -61,8 +85,11 @@ def ingredients(
     checkpoint_paths: Sequence[Source],
     summary_paths: Sequence[Source],
     zero_matrices: int = 0,
+    layer_grams: dict[str, np.ndarray] | None = None,
 ) -> Ingredients:
     """Gather the ingredients of T models, in the order of the paths, one tensor at a time.
+
+    `layer_grams` may be given, where `mergelib.vectors.grams` found them before.
 
     A summary file holds `sigma/<tensor>`, `u_top/<tensor>`, `v_top/…`, `u_bottom/…`, `v_bottom/…`
     and may hold `activation` (d,), `encoder_gradient/<tensor>`, `input_gradient` (N, 3, H, W),
@@ -74,7 +101,8 @@ def ingredients(
             f"{len(checkpoint_paths)} checkpoints but {len(summary_paths)} summaries: give one "
             "summary per checkpoint, in the same order"
         )
-    layer_grams = grams(base_path, checkpoint_paths)
+    if layer_grams is None:
+        layer_grams = grams(base_path, checkpoint_paths)
     with ExitStack() as stack:
         files = [
             stack.enter_context(opened(source, f"summary {t}"))

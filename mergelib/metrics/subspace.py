@@ -33,14 +33,6 @@ def layer_mean(
     return np.divide(total, count, out=np.zeros_like(total), where=count > 0)
 
 
-def squared_overlap(bases: np.ndarray) -> np.ndarray:
-    """‖B_iᵀ B_j‖_F² of T orthonormal bases (T, m, k): (T, T)."""
-    models, size, k = bases.shape
-    columns = bases.transpose(1, 0, 2).reshape(size, models * k)
-    blocks = (columns.T @ columns).reshape(models, k, models, k)
-    return (blocks**2).sum(axis=(1, 3))
-
-
 @metric("singular_value_overlap", CATEGORY, (0, 1))
 def singular_value_overlap(x: Ingredients, mode: str = "corrected") -> np.ndarray:
     """Cosine of the first 100 singular values of τ_i,ℓ and τ_j,ℓ; 0 for a zero matrix."""
@@ -60,7 +52,7 @@ def subspace_overlap(x: Ingredients, mode: str = "corrected") -> np.ndarray:
     power = 0.5 if mode == "corrected" else 1.0
 
     def value(part: Factors) -> np.ndarray:
-        return np.sqrt(squared_overlap(part.u_top)) / part.u_top.shape[2] ** power
+        return np.sqrt(part.left_top) / part.u_top.shape[2] ** power
 
     return layer_mean(x, mode, value, TRIPLETS ** (0.5 - power))
 
@@ -68,24 +60,22 @@ def subspace_overlap(x: Ingredients, mode: str = "corrected") -> np.ndarray:
 @metric("right_subspace_overlap_top_k", CATEGORY, (0, 1))
 def right_subspace_overlap_top_k(x: Ingredients, mode: str = "corrected") -> np.ndarray:
     """‖V_iᵀ V_j‖_F / √k over the first k right vectors."""
-    return layer_mean(x, mode, lambda p: np.sqrt(squared_overlap(p.v_top) / p.v_top.shape[2]), 1.0)
+    return layer_mean(x, mode, lambda p: np.sqrt(p.right_top / p.v_top.shape[2]), 1.0)
 
 
 @metric("right_subspace_overlap_bottom_k", CATEGORY, (0, 1))
 def right_subspace_overlap_bottom_k(x: Ingredients, mode: str = "corrected") -> np.ndarray:
     """‖V_iᵀ V_j‖_F / √k over the last k right vectors of the thin SVD."""
-    return layer_mean(
-        x, mode, lambda p: np.sqrt(squared_overlap(p.v_bottom) / p.v_bottom.shape[2]), 1.0
-    )
+    return layer_mean(x, mode, lambda p: np.sqrt(p.right_bottom / p.v_bottom.shape[2]), 1.0)
 
 
 @metric("interaction_matrix_overlap_top_k", CATEGORY, (0, 1))
 def interaction_matrix_overlap_top_k(x: Ingredients, mode: str = "corrected") -> np.ndarray:
     """Mean squared singular value of V_iᵀ V_j, ‖V_iᵀ V_j‖_F² / k, over the first k."""
-    return layer_mean(x, mode, lambda p: squared_overlap(p.v_top) / p.v_top.shape[2], 1.0)
+    return layer_mean(x, mode, lambda p: p.right_top / p.v_top.shape[2], 1.0)
 
 
 @metric("interaction_matrix_overlap_bottom_k", CATEGORY, (0, 1))
 def interaction_matrix_overlap_bottom_k(x: Ingredients, mode: str = "corrected") -> np.ndarray:
     """Mean squared singular value of V_iᵀ V_j, ‖V_iᵀ V_j‖_F² / k, over the last k."""
-    return layer_mean(x, mode, lambda p: squared_overlap(p.v_bottom) / p.v_bottom.shape[2], 1.0)
+    return layer_mean(x, mode, lambda p: p.right_bottom / p.v_bottom.shape[2], 1.0)
