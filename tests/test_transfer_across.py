@@ -56,9 +56,12 @@ def test_the_map_is_ridge_fitted_here_and_read_off_there(leave_pair, rescale):
             inside = np.array([not set(e) & set(pair) for e in ENDS[keep].tolist()])
         scaler = MinMaxScaler((-1, 1)).fit(X[keep][inside])
         model = Ridge(alpha=0.7).fit(scaler.transform(X[keep][inside]), y[inside])
+        row = X_to[3:][k : k + 1]
         if rescale:
-            scaler = MinMaxScaler((-1, 1)).fit(X_to[3:])
-        expected = model.predict(scaler.transform(X_to[3:][k : k + 1]))[0]
+            low, high = X_to[3:].min(axis=0), X_to[3:].max(axis=0)
+            origin, end = X[keep].min(axis=0), X[keep].max(axis=0)
+            row = origin + (end - origin) * (row - low) / (high - low)
+        expected = model.predict(scaler.transform(row))[0]
         np.testing.assert_allclose(hat[k] @ y, expected)
 
 

@@ -40,14 +40,15 @@ def forecast_map(
     train = np.ones((1, len(fitted_ends)), dtype=bool)
     if leave_pair:
         train = ~(fitted_ends[None, :, :, None] == ends[:, None, None, :]).any(axis=(2, 3))
+    if rescale:  # the other setting's range becomes the fitted one's, over all pairs of each
+        (low, span), (low_to, span_to) = (
+            scaling(x, np.ones((1, len(x)), dtype=bool)) for x in (fitted_X, X)
+        )
+        X = low + (X - low_to) / span_to * span
     model = RidgeFolds(fitted_X).fit(np.eye(len(fitted_ends)), train, alpha)
-    if rescale:
-        low, span = scaling(X, np.ones((1, len(X)), dtype=bool))
-    else:
-        low, span = model.low, model.span
-    Z = 2.0 * (X - low) / span - 1.0
-    return np.einsum("kp,kmp->km", Z, np.broadcast_to(model.coef, (len(X), *model.coef.shape[1:]))
-                     ) + model.intercept  # fmt: skip
+    Z = 2.0 * (X - model.low) / model.span - 1.0
+    coef = np.broadcast_to(model.coef, (len(X), *model.coef.shape[1:]))
+    return np.einsum("kp,kmp->km", Z, coef) + model.intercept
 
 
 def accuracy_of(forecast: np.ndarray, y: np.ndarray) -> dict[str, np.ndarray]:
