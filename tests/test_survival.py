@@ -150,6 +150,18 @@ def test_paper_audit_averages_its_starts(tables, pairs):
     assert one[["p", "start_sd"]].isna().all(axis=None)
 
 
+def test_baselines_stand_beside_each_predictor(tables, pairs):
+    ridge = survival.audit(tables, pairs, ("raw",), ("loto",), relabel=1).assign(setting="made")
+    other = ridge[ridge["model"] == "ridge"].assign(model="paper-l1", r=0.5)
+    found = survival.beside_baselines(
+        pd.concat([ridge, other], ignore_index=True), "made", "loto", "raw"
+    )
+    assert found["model"].tolist() == ["paper-l1"] * 2 + ["ridge"] * 2
+    assert found["method"].tolist() == [*METHODS] * 2
+    base = ridge[(ridge["model"] == "base_knowledge") & (ridge["method"] != "mean")]["r"]
+    assert found["base_knowledge"].tolist() == base.tolist() * 2
+
+
 def test_features_that_only_name_the_tasks(tables, pairs):
     dummies = survival.task_dummies(pairs)
     assert (dummies.X.sum(axis=1) == 2).all()

@@ -182,6 +182,19 @@ def paper_audit(
     return pd.concat(frames, ignore_index=True)[columns].assign(relabel=relabel, starts=starts)
 
 
+def beside_baselines(audits: pd.DataFrame, setting: str, split: str, target: str) -> pd.DataFrame:
+    """Rows of one question by predictor and method, each baseline's r as a column of its own.
+
+    `audits`: tables of `audit` and `paper_audit` with the column setting. The mean over methods is
+    left out; predictors stand in alphabetical order.
+    """
+    rows = audits["setting"].eq(setting) & audits["split"].eq(split) & audits["target"].eq(target)
+    part = audits[rows & audits["method"].ne("mean")]
+    predictors = part[part["model"].isin(["ridge", "paper-l1"])]
+    wide = part.drop(predictors.index).pivot(index="method", columns="model", values="r")
+    return predictors.sort_values("model", kind="stable").join(wide, on="method")
+
+
 def freeze(released: str | Path, to: str | Path, relabel: int = 100, starts: int = 10) -> None:
     """Write `paper_audit` of the three released settings to the CSV file `to`.
 
