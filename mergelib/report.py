@@ -1,5 +1,6 @@
 """Tables as the book prints them: spread out, in rounded numbers."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import pandas as pd
@@ -23,3 +24,16 @@ def rounded(frame: pd.DataFrame, digits: int = 2) -> pd.DataFrame:
         return value
 
     return frame.astype(object).map(text)
+
+
+def or_say(frame: pd.DataFrame, otherwise: str) -> pd.DataFrame | None:
+    """The table if it has rows; else `otherwise` is printed, and there is nothing to show."""
+    if len(frame):
+        return frame
+    print(otherwise)
+    return None
+
+
+def in_points(frame: pd.DataFrame, columns: Sequence[str], digits: int = 2) -> pd.DataFrame:
+    """The table as text (see `rounded`), the named columns of fractions as percentage points."""
+    return rounded(frame.assign(**{name: 100 * frame[name] for name in columns}), digits)

@@ -1,0 +1,235 @@
+"""Studies of penalties: published anchors, names of released runs, literal sums."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from mergelib import regularized
+from mergelib.errors import MergelibError
+from mergelib.gains import against_others, retraining, summarize_gains
+from mergelib.regularized import (
+    DOWNLOADED,
+    INERT,
+    beside_control,
+    by_task,
+    contents,
+    control_over_base,
+    denominators,
+    many_tasks,
+    named,
+    published_gains,
+    read_study,
+    shared_results,
+)
+from mergelib.store import write_json, write_table
+
+SETTING = "ViT-B-16_AdamW"
+
+
+@pytest.mark.parametrize(
+    ("suffix", "variant", "run"),
+    [
+        ("", DOWNLOADED, DOWNLOADED),
+        ("grad_magnitude", INERT, "grad_magnitude"),
+        ("grad_magnitude_0.001", INERT, "grad_magnitude 0.001"),
+        ("gargiulo_uv_0_0001", INERT, "gargiulo_uv 0.0001"),
+        ("gargiulo_u_1e-05", INERT, "gargiulo_u 1e-05"),
+        ("grad_magnitude_1_gargiulo_u_0_001", INERT, "grad_magnitude 1 + gargiulo_u 0.001"),
+        ("tv_subspace_v_0.01", "tv_subspace_v 0.01", "tv_subspace_v 0.01"),
+        (
+            "tv_subspace_u_0.0001_gargiulo_u_0.0001",
+            "tv_subspace_u 0.0001",
+            "tv_subspace_u 0.0001 + gargiulo_u 0.0001",
+        ),
+        ("moderate_update_grad_magnitude", "moderate_update", "moderate_update + grad_magnitude"),
+    ],
+)
+def test_names_of_released_runs(suffix, variant, run):
+    assert named(suffix) == (variant, run)
+
+
+def test_a_name_of_another_form_is_refused():
+    with pytest.raises(MergelibError, match="'dropout_0.1' names no penalty"):
+        named("dropout_0.1")
+    with pytest.raises(MergelibError, match="ViT-B-32_AdamW has no regularized runs"):
+        read_study("ViT-B-32_AdamW", "", "")
+
+
+# ---- A small study of the benchmark's form ------------------------------------------------------
+
+
+@pytest.fixture
+def small(tmp_path):
+    rng = np.random.default_rng(0)
+    tasks, single = [], {}
+    for strength in (0.0, 0.1, 0.01):
+        for seed in (0, 1):
+            for task in "abcd":
+                single[task, strength, seed] = rng.uniform(0.7, 0.9)
+                tasks.append((task, single[task, strength, seed], strength, seed))
+    merges = [
+        (a, b, method, *rng.uniform(0.4, 0.7, 2), single[a, s, k], single[b, s, k], k, s)
+        for s in (0.0, 0.1, 0.01)
+        for k in (0, 1)
+        for a, b in ("ab", "ac", "ad", "bc", "bd", "cd")
+        for method in ("tsv", "ties")
+    ]
+    accuracies = ["acc_a", "acc_b", "single_a", "single_b"]
+    columns = ["task_a", "task_b", "method", *accuracies, "seed", "strength"]
+    write_table(tmp_path / "merges.csv", pd.DataFrame(merges, columns=columns))
+    columns = ["task", "fine_tuned", "strength", "seed"]
+    write_table(tmp_path / "tasks.csv", pd.DataFrame(tasks, columns=columns))
+    write_json(tmp_path / "meta.json", {"source": "test"})
+    return tmp_path
+
+
+def test_the_benchmarks_study(small):
+    study = read_study("benchmark", small, "")
+    assert (study.control, study.base, study.shown) == ("λ = 0", "λ = 0", "λ = 0.01")
+    single = study.tasks.set_index(["task", "variant", "run"])["fine_tuned"]
+    for row in study.merges.itertuples():
+        base = [single[t, "λ = 0", row.run] for t in (row.task_a, row.task_b)]
+        own = [single[t, row.variant, row.run] for t in (row.task_a, row.task_b)]
+        accuracy = np.array([row.acc_a, row.acc_b])
+        np.testing.assert_allclose(row.fixed, (accuracy / base).mean())
+        np.testing.assert_allclose(row.own, (accuracy / own).mean())
+    table = contents(study)
+    assert list(table.index) == ["λ = 0", "λ = 0.01", "λ = 0.1"]
+    assert (table["runs"] == 2).all() and (table["pairs"] == 6).all()
+    assert control_over_base(study).empty
+    assert published_gains(study).empty and shared_results(study.every).empty
+    assert many_tasks("benchmark", "").empty
+
+
+def test_gains_by_task_and_by_denominator(small):
+    study = read_study("benchmark", small, "")
+    frame = study.merges.set_index(["task_a", "task_b", "method", "variant", "run"])
+    found = by_task(study)
+    for task in "abcd":
+        shares = []
+        for row in study.merges.itertuples():
+            if row.method != "ties" or row.variant != "λ = 0.01" or task not in row[1:3]:
+                continue
+            side = "a" if row.task_a == task else "b"
+            key = (row.task_a, row.task_b, "ties")
+            new, old = (frame.loc[(*key, v, row.run)] for v in ("λ = 0.01", "λ = 0"))
+            gain = new[f"acc_{side}"] - old[f"acc_{side}"]
+            shares.append(gain / old[f"base_{side}"])
+        assert found.loc[task, "ties"] == pytest.approx(np.mean(shares))
+    assert found.loc["all", "ties"] == pytest.approx(found.loc[list("abcd"), "ties"].mean())
+    assert found.mean(axis=1).iloc[:4].is_monotonic_decreasing
+    table = denominators(study).loc[("tsv", "λ = 0.1")]
+    for value in ("raw", "fixed", "own"):
+        means = study.merges[study.merges["method"] == "tsv"].groupby("variant")[value].mean()
+        assert table[value] == pytest.approx(means["λ = 0.1"] - means["λ = 0"])
+    assert table["runs"] == 2
+
+
+def test_variants_beside_the_controls_runs(small):
+    study = read_study("benchmark", small, "")
+    active = summarize_gains(study.gains(), draws=20)
+    again = against_others(study.merges, "fixed", study.control)
+    found = beside_control(active, summarize_gains(again, by=("run",), draws=20))
+    change = retraining(study.merges, "fixed", study.control).set_index("method")["change"]
+    for row in found.itertuples():
+        size = abs(change[row.method])  # of two runs, one against the other
+        np.testing.assert_allclose([row.lowest, row.highest], [-size, size])
+        assert row.control_runs == 2
+        expected = "within" if abs(row.mean) <= size else "above" if row.mean > 0 else "below"
+        assert row.beyond == expected
+
+
+def test_copies_are_found_and_counted_once():
+    rng = np.random.default_rng(1)
+    first = pd.DataFrame({"task_a": list("aab"), "task_b": list("bcc"), "method": "tsv"})
+    runs = {name: rng.uniform(size=(3, 2)) for name in ("x", "y", "z")}
+    runs["z"][:2] = runs["x"][:2]
+    merges = pd.concat(
+        [
+            first.assign(variant=INERT, run=name, acc_a=v[:, 0], acc_b=v[:, 1])
+            for name, v in runs.items()
+        ],
+        ignore_index=True,
+    )
+    found = shared_results(merges)
+    assert found.to_dict("records") == [
+        {"method": "tsv", "run_a": "x", "run_b": "z", "equal": 2, "pairs": 3}
+    ]
+    assert set(regularized.without_copies(merges)["run"]) == {"x", "y"}
+
+
+# ---- The released study -------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def held(shared):
+    return read_study(SETTING, "", shared / "published")
+
+
+def test_released_means_are_the_published_ones(held):
+    mean = 100 * held.every.groupby(["method", "run"])["fixed"].mean()
+    published = {
+        ("arithmetic", DOWNLOADED): 91.02,
+        ("arithmetic", "grad_magnitude 1"): 91.74,
+        ("tsv", DOWNLOADED): 98.18,
+        ("tsv", "grad_magnitude 1"): 98.57,
+        ("dare", "gargiulo_v 1e-05"): 96.15,
+        ("weight_avg", "tv_subspace_u 0.0001"): 96.60,
+        ("ties", "tv_subspace_v 0.01"): 82.95,
+        ("arithmetic", "moderate_update"): 88.08,
+    }
+    for key, value in published.items():
+        assert mean[key] == pytest.approx(value, abs=0.006)
+
+
+def test_published_gains_come_from_the_files(held):
+    table = published_gains(held, draws=100).set_index(["version", "method"])
+    eighth = 100 * table.loc["v8", ["published", "files"]]
+    np.testing.assert_allclose(eighth["published"], eighth["files"], atol=0.006)
+    # the first version's weight_avg file (136 pairs) is not among the released ones
+    first = (100 * table.loc["v1", ["published", "files"]]).drop(["weight_avg", "mean"])
+    np.testing.assert_allclose(first["published"], first["files"], atol=0.006)
+    assert 100 * table.loc[("v1", "isotropic"), "common"] == pytest.approx(0.57, abs=0.006)
+    assert table.loc[("v1", "isotropic"), "pairs"] == 184
+
+
+def test_released_values_are_the_stored_ones(held, shared):
+    path = shared / "published/results" / SETTING / "tsv_grad_magnitude_1"
+    stored = json.loads((path / "all_pairwise_summary_N20.json").read_text())
+    rows = held.every[(held.every["method"] == "tsv") & (held.every["run"] == "grad_magnitude 1")]
+    for row in rows.itertuples():
+        mean = stored[f"{row.task_a}__{row.task_b}"]["avg"][0]
+        assert row.fixed == pytest.approx(mean["normalized_acc/test/avg"], abs=1e-6)
+        assert row.raw == pytest.approx(mean["acc/test/avg"], abs=1e-6)
+
+
+def test_released_copies_and_stale_merges(held, shared):
+    found = shared_results(held.every).set_index(["method", "run_a", "run_b"])["equal"]
+    assert found[("arithmetic", "grad_magnitude 0.1", "grad_magnitude 0.001")] == 190
+    many = many_tasks(SETTING, shared / "published")
+    assert (many["same_bits"] == (many["method"] == "tsv")).all()
+    value = many.set_index(["tasks", "method", "run"])["normalized"]
+    assert value[(8, "arithmetic", "gargiulo_u 0.0001")] == pytest.approx(0.7930, abs=6e-5)
+    assert value[(20, "ties", "gargiulo_u 0.0001")] == pytest.approx(0.7586, abs=6e-5)
+
+
+def test_released_runs_without_a_gradient_are_the_control(held):
+    runs = held.merges[held.merges["variant"] == INERT].groupby("method")["run"].nunique()
+    # seven gargiulo; grad_magnitude 1, .1, .001 and one of unnamed strength; copies once
+    assert runs.to_dict() == {
+        "arithmetic": 9,
+        "dare": 5,
+        "isotropic": 3,
+        "ties": 8,
+        "tsv": 10,
+        "weight_avg": 10,
+    }
+    placebo = control_over_base(held, draws=50).set_index("method")
+    # the seven gargiulo runs alone: +0.54 to +0.77, -0.04 to -0.18
+    assert 100 * placebo.loc["arithmetic", "run_max"] == pytest.approx(0.77, abs=0.006)
+    assert 100 * placebo.loc["ties", "run_min"] == pytest.approx(-0.18, abs=0.006)
+    assert placebo["runs"].to_dict() == runs.to_dict()
+    assert set(held.gains()["variant"]).isdisjoint({INERT, DOWNLOADED})
+    assert held.merges["own"].notna().groupby(held.merges["run"]).all()[DOWNLOADED]
