@@ -1,0 +1,132 @@
+"""Weight metrics with a cache: the same table, and only what is new computed."""
+
+import os
+
+import numpy as np
+import pytest
+import torch
+
+from mergelib import vectors
+from mergelib.metrics import kept, pairwise_of_checkpoints
+from mergelib.store import save_tensors
+
+SHAPES = {"attn.weight": (24, 12), "mlp.wide": (12, 60), "bias": (24,), "scale": ()}
+
+
+@pytest.fixture
+def files(tmp_path):
+    """A base and five models; the fourth has a matrix that did not move."""
+    generator = torch.Generator().manual_seed(0)
+    base = {n: torch.randn(s, generator=generator) for n, s in SHAPES.items()}
+    save_tensors(tmp_path / "base.safetensors", base)
+    paths = []
+    for t in range(5):
+        own = {n: b + 0.01 * torch.randn(b.shape, generator=generator) for n, b in base.items()}
+        if t == 3:
+            own["attn.weight"] = base["attn.weight"]
+        paths.append(tmp_path / f"model{t}.safetensors")
+        save_tensors(paths[-1], own)
+    return tmp_path / "base.safetensors", paths
+
+
+@pytest.fixture
+def work(monkeypatch):
+    """What the cache had computed: models summarized, and rows of Gram matrices."""
+    done = {"summaries": [], "rows": []}
+    summarize, grams = kept.summarize, kept.grams
+
+    def counted_summarize(base, model, device):
+        done["summaries"].append(model.stem)
+        return summarize(base, model, device)
+
+    def counted_grams(base, models, rows, device):
+        done["rows"].append(rows)
+        return grams(base, models, rows, device)
+
+    monkeypatch.setattr(kept, "summarize", counted_summarize)
+    monkeypatch.setattr(kept, "grams", counted_grams)
+    return done
+
+
+def same(one, two):
+    assert list(one.columns) == list(two.columns)
+    assert one.iloc[:, :2].equals(two.iloc[:, :2])
+    # float32 base of norm 30, task vectors of 0.3: 1e-15 · 100 of the Gram entries
+    np.testing.assert_allclose(one.iloc[:, 2:], two.iloc[:, 2:], rtol=1e-11, atol=1e-11)
+
+
+def test_one_more_model_costs_its_own_pass(files, tmp_path, work):
+    base, models = files
+    cache = tmp_path / "cache"
+    same(
+        pairwise_of_checkpoints(base, models[:4], cache=cache),
+        pairwise_of_checkpoints(base, models[:4]),
+    )
+    assert work == {"summaries": [m.stem for m in models[:4]], "rows": [None]}
+    same(pairwise_of_checkpoints(base, models, cache=cache), pairwise_of_checkpoints(base, models))
+    assert work["summaries"][4:] == ["model4"] and work["rows"][1:] == [[4]]
+    same(
+        pairwise_of_checkpoints(base, models[::-1], cache=cache),
+        pairwise_of_checkpoints(base, models[::-1]),
+    )
+    assert len(work["summaries"]) == 5 and len(work["rows"]) == 2
+
+
+def test_lists_that_met_apart_are_joined(files, tmp_path, work):
+    base, models = files
+    for part in (models[:3], models[3:]):
+        pairwise_of_checkpoints(base, part, cache=tmp_path)
+    same(
+        pairwise_of_checkpoints(base, models, cache=tmp_path), pairwise_of_checkpoints(base, models)
+    )
+    assert len(work["summaries"]) == 5 and work["rows"] == [None, None, [3, 4]]
+
+
+def test_a_changed_file_and_a_moved_one(files, tmp_path, work):
+    base, models = files
+    pairwise_of_checkpoints(base, models[:2], cache=tmp_path)
+    moved = tmp_path / "moved" / "model0.safetensors"
+    moved.parent.mkdir()
+    os.replace(models[0], moved)
+    pairwise_of_checkpoints(base, [moved, models[1]], cache=tmp_path)
+    assert len(work["summaries"]) == 2  # the content is known
+    os.replace(models[2], models[1])
+    found = pairwise_of_checkpoints(base, [moved, models[1]], cache=tmp_path)
+    same(found, pairwise_of_checkpoints(base, [moved, models[1]]))
+    assert work["summaries"][2:] == ["model1"]
+
+
+def test_rows_of_grams_against_loops(files):
+    base, models = files
+    whole = vectors.grams(base, models)
+    rows = vectors.grams(base, models, rows=[4, 1])
+    taus = dict(vectors.task_vectors(base, models))
+    for name, tau in taus.items():
+        flat = tau.reshape(5, -1).numpy()
+        literal = [[sum(a * b for a, b in zip(p, q, strict=True)) for q in flat] for p in flat]
+        np.testing.assert_allclose(whole[name], literal, rtol=1e-12, atol=1e-15)
+        np.testing.assert_allclose(rows[name], np.array(literal)[[4, 1]], rtol=1e-10, atol=1e-14)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+@pytest.mark.parametrize("rows", [None, [0]])
+def test_not_finite_is_named(files, bad, rows):
+    base, models = files
+    broken = {n: torch.randn(s) for n, s in SHAPES.items()}
+    broken["mlp.wide"][3, 5] = bad
+    save_tensors(models[2], broken)
+    with pytest.raises(vectors.MergelibError, match="model2.*'mlp.wide' has NaN or infinite"):
+        vectors.grams(base, models, rows)
+
+
+def test_the_number_of_threads_does_not_matter(files):
+    base, models = files
+    before, tables = torch.get_num_threads(), []
+    try:
+        for threads in (1, 3):
+            torch.set_num_threads(threads)
+            tables.append(vectors.grams(base, models))
+    finally:
+        torch.set_num_threads(before)
+    for name, gram in tables[0].items():
+        np.testing.assert_array_equal(gram, tables[1][name])
