@@ -39,13 +39,15 @@ def _metrics(args: argparse.Namespace) -> None:
 
 
 def _merge(args: argparse.Namespace) -> None:
-    from mergelib.merging import merge, preset
+    from mergelib.merging import METHODS, merge, preset
     from mergelib.merging.kept import kept_factors
     from mergelib.store import save_tensors
 
     given = dict(_assignment(text) for text in args.set)
     params = {**preset(args.method, args.edition), **given}
-    factors = kept_factors(args.cache, args.base, args.models) if args.cache else None
+    factors = None
+    if args.cache and METHODS[args.method].factored:
+        factors = kept_factors(args.cache, args.base, args.models)
     state = merge(args.base, args.models, args.method, args.seed, factors, **params)
     save_tensors(args.out, state)
     print(f"{args.out}: {len(state)} tensors merged from {len(args.models)} models")
@@ -120,7 +122,9 @@ def parser() -> argparse.ArgumentParser:
     merge.add_argument("--edition", default="corrected", help="corrected, paper or original")
     merge.add_argument("--set", action="append", default=[], metavar="NAME=VALUE")
     merge.add_argument("--seed", type=int, default=0)
-    merge.add_argument("--cache", type=Path, help="folder of factors, shared by merges by tsv")
+    merge.add_argument(
+        "--cache", type=Path, help="folder of factors, which spare merges by tsv work"
+    )
     merge.add_argument("--out", type=Path, required=True, help="safetensors file to write")
     merge.set_defaults(call=_merge)
 

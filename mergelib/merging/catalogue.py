@@ -52,8 +52,9 @@ class Method:
 
     `function(layer, **params)` maps the T task vectors of one tensor (a `mergelib.merging.layer`)
     to the merged task vector, float64 of its shape, coefficient applied. A `random` method takes
-    `seed` as well. `survey(layer, **params)`, where a method has one, is summed over all tensors
-    first, and the function takes the sum as `surveyed`.
+    `seed` as well; a `factored` one is spared work by kept factors. `survey(layer, **params)`,
+    where a method has one, is summed over all tensors first, and the function takes the sum as
+    `surveyed`.
     """
 
     name: str
@@ -65,6 +66,7 @@ class Method:
     reference: str
     function: Callable[..., Tensor]
     survey: Callable[..., Tensor] | None = None
+    factored: bool = False
 
     def check(self, params: Mapping[str, Any]) -> dict[str, Any]:
         """The defaults overridden by `params`.
@@ -96,6 +98,7 @@ def method(
     released: Mapping[str, Any] | None = None,
     original: Mapping[str, Any] | None = None,
     random: bool = False,
+    factored: bool = False,
     survey: Callable[..., Tensor] | None = None,
 ) -> Callable[[Callable[..., Tensor]], Callable[..., Tensor]]:
     """Register a function; `released` and `original` hold what differs from `defaults`."""
@@ -113,6 +116,7 @@ def method(
                 reference=reference,
                 function=function,
                 survey=survey,
+                factored=factored,
             )
         )
         return function

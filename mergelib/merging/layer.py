@@ -1,6 +1,7 @@
 """The task vectors of T models on one tensor, each read when it is asked for."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 from torch import Tensor
 
@@ -11,8 +12,9 @@ from mergelib.merging.factors import is_matrix, triplets
 class Layer(Sequence[Tensor]):
     """Task vectors τ_t of one tensor, float64, as a sequence: only what is being used is in memory.
 
-    `read` holds a function for every model, which returns its τ_t. `kept`, if given, returns the
-    leading triplets (U, s, V) of model t that were factored before, null ones left out.
+    `read` holds a function for every model, which returns its τ_t, not to be changed. `kept`, if
+    given, returns the leading triplets (U, s, V) of model t that were factored before, null ones
+    left out.
     """
 
     def __init__(
@@ -28,7 +30,9 @@ class Layer(Sequence[Tensor]):
     @classmethod
     def of(cls, vectors: Tensor, name: str) -> "Layer":
         """Task vectors that are in memory already, (T, *shape)."""
-        return cls(name, vectors.shape[1:], [vector.clone for vector in vectors])
+        return cls(
+            name, vectors.shape[1:], [partial(vectors.__getitem__, t) for t in range(len(vectors))]
+        )
 
     def __len__(self) -> int:
         return len(self._read)
@@ -52,7 +56,7 @@ class Layer(Sequence[Tensor]):
 
     def sum(self) -> Tensor:
         """Σ τ_t, one model after another."""
-        total = self[0]
+        total = self[0].clone()
         for position in range(1, len(self)):
             total += self[position]
         return total

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
-from functools import partial
+from functools import cache, partial
 
 import torch
 from torch import Tensor
@@ -13,6 +13,7 @@ from mergelib.parallel import threaded
 from mergelib.vectors import Source, Weights, check_same, opened
 
 BATCH = 2**28  # bytes read between openings: pages of a mapped file count as memory until it closes
+HELD = 2**26  # bytes of task vectors of one tensor that are read once, however often they are used
 
 
 def sweep(
@@ -76,6 +77,8 @@ def _found(
 ) -> Tensor:
     start = origin.read(name).double()
     read = [partial(_difference, model, name, start) for model in models]
+    if 8 * len(read) * start.numel() <= HELD:
+        read = [cache(one) for one in read]
     triplets = None if kept is None else lambda t: _triplets(kept[t], name, start.shape)
     return work(start, Layer(name, start.shape, read, triplets))
 

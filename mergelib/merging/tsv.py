@@ -12,6 +12,7 @@ from mergelib.merging.layer import Layer
     "tsv",
     parameters={"alpha": NUMBER},
     defaults={"alpha": 1.0},
+    factored=True,
     reference="Gargiulo et al. 2025, Task singular vectors, arXiv 2412.00081 (TSV-M)",
 )
 def tsv(layer: Layer, alpha: float) -> Tensor:
