@@ -104,3 +104,17 @@ def spectra(matrices: Mapping[str, Tensor]) -> pd.DataFrame:
         ranks = np.arange(1, len(values) + 1)
         parts.append(pd.DataFrame({"matrix": name, "rank": ranks, "value": values}))
     return pd.concat(parts, ignore_index=True)
+
+
+def measures(matrices: Mapping[str, Tensor]) -> pd.DataFrame:
+    """Norm, cosine with the sum of the two task vectors, and share of zero entries, by matrix."""
+    total = (matrices["first"] + matrices["second"]).double()
+    rows = {}
+    for name, matrix in matrices.items():
+        values = matrix.double()
+        rows[name] = {
+            "norm": values.norm().item(),
+            "cosine with the sum": ((values * total).sum() / values.norm() / total.norm()).item(),
+            "share of zeros": (values == 0).double().mean().item(),
+        }
+    return pd.DataFrame.from_dict(rows, orient="index")

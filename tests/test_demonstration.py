@@ -3,7 +3,14 @@
 import numpy as np
 import torch
 
-from mergelib.demonstration import made_vector, merged_matrices, metrics_by_angle, spectra, turned
+from mergelib.demonstration import (
+    made_vector,
+    measures,
+    merged_matrices,
+    metrics_by_angle,
+    spectra,
+    turned,
+)
 
 
 def test_a_turned_vector_has_its_angle_and_length():
@@ -45,3 +52,15 @@ def test_merged_spectra_are_those_the_methods_promise():
     assert np.allclose(values["isotropic"], both.mean(), atol=1e-5)
     mean = np.linalg.svd((made["first"] + made["second"]) / 2)[1]
     assert np.allclose(values["weight_avg"], mean, atol=1e-6)
+
+
+def test_measures_of_merged_matrices():
+    made = merged_matrices(("weight_avg", "ties"))
+    table = measures(made)
+    total = (made["first"] + made["second"]).numpy()
+    assert np.isclose(table.loc["weight_avg", "norm"], np.linalg.norm(total) / 2, rtol=1e-6)
+    assert np.isclose(table.loc["weight_avg", "cosine with the sum"], 1, rtol=1e-6)
+    ties = made["ties"].numpy()
+    assert table.loc["ties", "share of zeros"] == np.mean(ties == 0)
+    cosine = (ties * total).sum() / np.linalg.norm(ties) / np.linalg.norm(total)
+    assert np.isclose(table.loc["ties", "cosine with the sum"], cosine, rtol=1e-6)
