@@ -8,7 +8,7 @@ from sklearn.linear_model import Ridge, lars_path
 from mergelib.errors import MergelibError
 from mergelib.predict.collinear import collinear_groups
 from mergelib.predict.data import Pairs
-from mergelib.predict.exact import lasso_pearson, max_pearson
+from mergelib.predict.exact import lasso_pearson, lasso_pearson_within, max_pearson
 from mergelib.predict.transfer import transfer
 
 
@@ -55,6 +55,27 @@ def test_penalized_pearson_at_unit_variance_is_the_lasso(xy, penalty):
     at = np.array([np.interp(penalty, alphas[::-1] * 40, row[::-1]) for row in coefs])
     if np.abs(at).sum() > 0:
         np.testing.assert_allclose(ours, at / np.linalg.norm(Xc @ at), atol=1e-5)
+
+
+@pytest.mark.parametrize("share", [0.5, 0.8, 2.0])
+def test_no_weights_within_an_l1_bound_correlate_more(xy, share):
+    X, y = xy
+    Xc, yc = X - X.mean(0), (y - y.mean()) / np.linalg.norm(y - y.mean())
+    bound = share * np.abs(max_pearson(X, y)).sum()
+    w = lasso_pearson_within(X, y, bound)
+    assert np.abs(w).sum() <= bound * (1 + 1e-9) and np.linalg.norm(Xc @ w) == pytest.approx(1)
+    split = lambda z: z[:5] - z[5:]  # noqa: E731
+    found = optimize.minimize(
+        lambda z: -yc @ Xc @ split(z), np.full(10, 0.01), bounds=[(0, None)] * 10,
+        constraints=[
+            {"type": "ineq", "fun": lambda z: 1 - np.sum((Xc @ split(z)) ** 2)},
+            {"type": "ineq", "fun": lambda z: bound - z.sum()},
+        ],
+        method="SLSQP", options={"ftol": 1e-14, "maxiter": 1000},
+    )  # fmt: skip
+    assert stats.pearsonr(X @ w, y)[0] == pytest.approx(-found.fun, abs=1e-5)
+    with pytest.raises(MergelibError, match="no weights of unit prediction variance"):
+        lasso_pearson_within(X, y, 1e-4)
 
 
 def test_a_penalty_beyond_every_covariance_leaves_nothing(xy):

@@ -21,18 +21,22 @@ from mergelib.predict.ablation import (
 )
 from mergelib.predict.collinear import collinear_groups
 from mergelib.predict.crossval import fold_seeds
+from mergelib.predict.data import Pairs
 from mergelib.predict.inference import qap
 from mergelib.predict.relabelling import batched_qap, held_out_map, relabellings
 from mergelib.predict.sparsity import (
     adam_spread,
     adam_strengths,
     adam_weights,
+    beside_exact,
     choose_ratio,
     halves_coefficients,
     lasso_folds,
     lasso_strengths,
     nested_lasso,
     nested_table,
+    released_fits,
+    released_return,
     selection,
     shrink,
 )
@@ -412,6 +416,25 @@ def test_nested_lasso_and_its_tables(pairs):
     assert path["null_mean"].notna().all()
 
 
+def test_the_paths_null_of_an_incomplete_table_leaves_pairs_out(pairs):
+    held = {**vars(pairs), "ends": pairs.ends[:-1], "X": pairs.X[:-1]}
+    part = Pairs(**held | {"accuracy": pairs.accuracy[:-1], "single": pairs.single[:-1]})
+    y = target(part, "normalized")
+    table = lasso_strengths(part, ratios=(0.5, 0.1), relabel=3)
+    _, train, test = masks(part)
+    null = []
+    for moved in relabellings(y, part.ends, 3, 0):
+        valid = ~np.isnan(moved).any(axis=1)
+        assert valid.sum() < len(part)
+        forecast = lasso_folds(part.X, moved, train & valid, (0.1,), 1e-3, 200).predict(part.X)
+        null.append(np.mean([
+            stats.pearsonr(forecast[k, rows & valid, 2, 0], moved[rows & valid, 2])[0]
+            for k, rows in enumerate(test)
+        ]))  # fmt: skip
+    row = table[(table["method"] == "isotropic") & (table["ratio"] == 0.1)].iloc[0]
+    assert row["null_mean"] == pytest.approx(np.mean(null), abs=0.02)
+
+
 def test_selection_in_halves_that_share_no_pair(pairs):
     seen = halves_coefficients(pairs, [0.2, 0.2, 0.2], repeats=3)
     assert seen.shape == (6, 3, len(pairs.metrics))
@@ -426,6 +449,34 @@ def test_shrinking_weights_lowers_the_published_objective_and_moves_no_predictio
     np.testing.assert_allclose(table["r"], r)
     np.testing.assert_allclose(table["objective"], -r + np.abs(w).sum() * table["factor"])
     assert table["objective"].is_monotonic_decreasing
+
+
+def test_the_published_optimizer_stays_below_the_exact_maximum(pairs):
+    table = beside_exact(pairs).set_index("method")
+    assert (table["r_adam"] <= table["r_max"] + 1e-9).all()
+    assert (table["r_adam_l1"] <= table["r_lasso"] + 1e-6).all()
+    w, X, y = adam_weights(pairs, "ties")
+    scores = np.abs(w).sum() / np.std(X @ w) / np.sqrt(len(y))
+    assert table.loc["ties", "l1_norm"] == pytest.approx(scores)
+    fit = LinearRegression().fit(X, y)
+    assert table.loc["ties", "r_max"] == pytest.approx(np.sqrt(fit.score(X, y)))
+
+
+def test_released_fits_and_whether_their_metrics_come_back(shared, pairs):
+    sizes, kept = released_fits("ViT-B-16_AdamW", shared / "published")
+    of = sizes.set_index("method")
+    # published: 64.0 % etc. come from these folds; stored per-fold r 0.544 on average
+    assert of["r_fold_mean"].mean() == pytest.approx(0.544, abs=5e-4)
+    assert (of["folds"] == 20).all()
+    row = kept.set_index(["method", "metric"]).loc[("tsv", "encoder_gradient_l2_distance")]
+    assert row["frequency"] == 1 and row["positive"] == 0  # in every fold, below zero
+    assert kept.groupby("method")["frequency"].sum().to_dict() == pytest.approx(
+        of["n_metrics"].to_dict()
+    )
+    back = released_return(kept[kept["metric"].isin(pairs.metrics)], pairs, [0.2] * 3, repeats=2)
+    assert set(back["method"]) == {"tsv", "ties"} and back["halves"].between(0, 1).all()
+    sizes, kept = released_fits("benchmark", "")
+    assert sizes.empty and released_return(kept, pairs, [0.2] * 3).empty
 
 
 def test_published_strengths_agree_with_single_fits(pairs):

@@ -47,6 +47,34 @@ def lasso_pearson(X: np.ndarray, y: np.ndarray, penalty: float) -> np.ndarray:
     return w / norm if norm > 0 else w
 
 
+def lasso_pearson_within(X: np.ndarray, y: np.ndarray, bound: float) -> np.ndarray:
+    """The weights w (p,) that maximize r(Xw, y) subject to ||Xc w|| = 1 and sum|w| <= bound.
+
+    The point of `lasso_pearson`'s path with sum|w| = bound (it grows as the penalty falls), found
+    by bisection, or `max_pearson` where the bound does not bind. Raises MergelibError for a
+    constant y and where no weights are so small.
+    """
+    free = max_pearson(X, y)
+    if np.abs(free).sum() <= bound:
+        return free
+    Xc, yc = _centered(X, y)
+    high = float(np.abs(Xc.T @ yc).max() / np.linalg.norm(yc))
+    low, least = 1e-6 * high, lasso_pearson(X, y, 0.999 * high)
+    if np.abs(least).sum() > bound:
+        raise MergelibError(f"no weights of unit prediction variance have sum|w| <= {bound:g}")
+    best = least
+    for _ in range(40):
+        middle = np.sqrt(low * high)
+        w = lasso_pearson(X, y, middle)
+        if 0 < np.abs(w).sum() <= bound:
+            best, high = w, middle
+        elif not w.any():
+            high = middle
+        else:
+            low = middle
+    return best
+
+
 def _centered(X: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     Xc, yc = X - X.mean(axis=0), y - y.mean()
     if not np.linalg.norm(yc) > 0:

@@ -2,21 +2,25 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from threadpoolctl import threadpool_limits
 
+from mergelib import published
 from mergelib.predict import adam
 from mergelib.predict.crossval import fold_seeds
 from mergelib.predict.data import Pairs
 from mergelib.predict.evaluate import HEADLINE
+from mergelib.predict.exact import lasso_pearson_within, max_pearson
 from mergelib.predict.folds import scaled, scaling
 from mergelib.predict.inference import relabellings
 from mergelib.predict.scores import mean_defined, pearson, score
 from mergelib.predict.splits import fold_masks, inner_task_folds, splitter
 from mergelib.predict.study import categories, fold_sd
 from mergelib.predict.targets import target as target_of
+from mergelib.sources import BENCHMARK
 
 # penalties as a share of the least one that leaves no metric
 RATIOS = tuple(float(x) for x in np.logspace(-0.2, -2.2, 9))
@@ -52,6 +56,32 @@ def adam_weights(
         adam.L1, pairs.X, y, every, ~every, fold_seeds(seed, (method,), 1), strength
     )
     return model.coef[0, 0], scaled(pairs.X, model.low, model.span)[0], y[:, 0]
+
+
+def beside_exact(
+    pairs: Pairs, target: str = "normalized", strength: float = 1.0, seed: int = 0
+) -> pd.DataFrame:
+    """The published optimizer beside the exact maximum, on all pairs: one row per method.
+
+    r_adam at strength 0 and r_max, the greatest r of any weights (`exact.max_pearson`);
+    r_adam_l1 at `strength`, with l1_norm, its sum of |w| at unit prediction variance, and
+    n_adam metrics; r_lasso and n_lasso of the best weights of no larger l1_norm
+    (`exact.lasso_pearson_within`).
+    """
+    rows = []
+    for method in pairs.methods:
+        free, X, y = adam_weights(pairs, method, target, 0.0, seed)
+        w = adam_weights(pairs, method, target, strength, seed)[0]
+        norm = np.abs(w).sum() / np.linalg.norm(X @ w - (X @ w).mean())
+        best = lasso_pearson_within(X, y, norm)
+        r_free, r_max, r_l1, r_lasso = (
+            float(pearson(X @ v, y, np.ones(len(y), dtype=bool), axis=0))
+            for v in (free, max_pearson(X, y), w, best)
+        )
+        counts = [int((v != 0).sum()) for v in (w, best)]
+        rows.append((method, r_free, r_max, norm, r_l1, r_lasso, *counts))
+    columns = ["method", "r_adam", "r_max", "l1_norm", "r_adam_l1", "r_lasso", "n_adam", "n_lasso"]
+    return pd.DataFrame(rows, columns=columns)
 
 
 def adam_strengths(
@@ -286,17 +316,20 @@ def lasso_strengths(
     """Along the lasso path: how many metrics, and what they forecast. One row per method, ratio.
 
     n_metrics (mean over the folds), r (the split's headline statistic), r_fold_sd; with `relabel`
-    QAP draws null_mean, null_95 of r at the same ratio (not for an incomplete table).
+    QAP draws null_mean, null_95 of r at the same ratio. Pairs without a target under a relabelling
+    are left out of that draw.
     """
     y = target_of(pairs, target)
     _, train, test = fold_masks(splitter(split, seed), pairs.ends, pairs.tasks)
     m, k = y.shape[1], len(ratios)
 
     def scores(targets: np.ndarray):
+        valid = ~np.isnan(targets).any(axis=1)
         # the same few digits for all: what is compared is the curves
-        model = lasso_folds(pairs.X, targets, train, ratios, tolerance=1e-3, sweeps=200)
+        model = lasso_folds(pairs.X, targets, train & valid, ratios, tolerance=1e-3, sweeps=200)
         prediction = model.predict(pairs.X).reshape(len(train), len(pairs), -1)
-        return model, score(prediction, np.repeat(targets, k, axis=1), test)
+        filled = np.where(valid[:, None], targets, 0.0)
+        return model, score(prediction, np.repeat(filled, k, axis=1), test & valid)
 
     model, seen = scores(y)
     table = pd.DataFrame(
@@ -309,9 +342,11 @@ def lasso_strengths(
         }
     )
     moved = relabellings(y, pairs.ends, relabel, seed)
-    if relabel and not np.isnan(moved).any():
-        drawn = scores(moved.transpose(1, 0, 2).reshape(len(pairs), -1))[1]
-        null = getattr(drawn, HEADLINE[split]).reshape(relabel, m * k)
+    if relabel:
+        complete = not np.isnan(moved).any()  # then all relabellings are targets of one batch
+        batches = [moved.transpose(1, 0, 2).reshape(len(pairs), -1)] if complete else moved
+        drawn = [getattr(scores(targets)[1], HEADLINE[split]) for targets in batches]
+        null = np.concatenate(drawn).reshape(relabel, m * k)
         table["null_mean"] = mean_defined(null)
         kept = [column[~np.isnan(column)] for column in null.T]
         table["null_95"] = [np.quantile(c, 0.95) if len(c) else np.nan for c in kept]
@@ -375,12 +410,16 @@ def selection(pairs: Pairs, coef: np.ndarray) -> pd.DataFrame:
     0), positive (share of those fits where it is above 0), stability (share of those fits with
     the commoner sign), mean (over all fits). NaN where the metric is never selected.
     """
-    category = categories(pairs.metrics)
+    return _selected(pairs.methods, pairs.metrics, coef)
+
+
+def _selected(methods: Sequence[str], metrics: Sequence[str], coef: np.ndarray) -> pd.DataFrame:
+    category = categories(metrics)
     chosen, above = (coef != 0).sum(axis=0), (coef > 0).sum(axis=0)
     positive = np.where(chosen > 0, above / np.maximum(chosen, 1), np.nan)
     rows = []
-    for j, method in enumerate(pairs.methods):
-        for k, metric in enumerate(pairs.metrics):
+    for j, method in enumerate(methods):
+        for k, metric in enumerate(metrics):
             rows.append(
                 {
                     "method": method,
@@ -422,3 +461,64 @@ def halves_coefficients(
             inside = train[two] & ~np.isnan(moved).any(axis=1)
             out[two, which] = lasso_folds(pairs.X, moved, inside, [value]).coef[:, :, 0]
     return out
+
+
+# ---- The released fits ------------------------------------------------------------------------
+
+RELEASED_RUN = "loto_cv_l1_lambda1.0"  # the published headline's, unseeded
+
+
+def released_fits(
+    source: str, released: str | Path, run: str = RELEASED_RUN
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """What the released fits of a setting keep: a table of sizes, and `selection` of their folds.
+
+    Sizes per method: folds, n_metrics (mean over folds), fewest, most, l1_norm (mean sum of |w|),
+    r_fold_mean (stored). Methods and metrics in published order. Both empty for the benchmark, of
+    which nothing was released. Raises MergelibError as `published.read_fits` does.
+    """
+    fits = {}
+    if source != BENCHMARK:
+        fits = published.read_fits(published.fit_folder(Path(released), source, run))
+    rows = []
+    names = [name for name in published.METHODS if name in fits]
+    for name in names:
+        fit = fits[name]
+        count = (fit.coef != 0).sum(axis=1)
+        norm = np.abs(fit.coef).sum(axis=1).mean()
+        r = float(fit.r.mean())
+        rows.append((name, len(fit.tasks), count.mean(), count.min(), count.max(), norm, r))
+    columns = ["method", "folds", "n_metrics", "fewest", "most", "l1_norm", "r_fold_mean"]
+    sizes = pd.DataFrame(rows, columns=columns)
+    if not names:
+        empty = ["method", "metric", "category", "frequency", "positive", "stability", "mean"]
+        return sizes, pd.DataFrame(columns=empty)
+    metrics = published.metric_names()
+    places = {name: [fits[name].metrics.index(m) for m in metrics] for name in names}
+    coef = np.stack([fits[name].coef[:, places[name]] for name in names], axis=1)
+    return sizes, _selected(names, metrics, coef)
+
+
+def released_return(
+    kept: pd.DataFrame, pairs: Pairs, ratio: Sequence[float], repeats: int = 25, seed: int = 0
+) -> pd.DataFrame:
+    """Do the metrics that the released fits keep come back in the lasso when the tasks change?
+
+    `kept` is the selection of `released_fits`. Per method and metric: released (share of the
+    released folds that keep it) and released_sign; halves, halves_sign (`halves_coefficients` with
+    their target, raw accuracy, at each method's `ratio`) and chance, the share with the tasks
+    relabelled. Empty where nothing was released.
+    """
+    columns = ["method", "metric", "released", "released_sign", "halves", "halves_sign", "chance"]
+    if not len(kept):
+        return pd.DataFrame(columns=columns)
+    table = kept.rename(columns={"frequency": "released", "stability": "released_sign"})
+    for name, relabelled in (("halves", False), ("chance", True)):
+        coef = halves_coefficients(pairs, ratio, "raw", repeats, seed, relabelled)
+        found = selection(pairs, coef).rename(
+            columns={"frequency": name, "stability": f"{name}_sign"}
+        )
+        table = table.merge(
+            found[["method", "metric", name, f"{name}_sign"]], on=["method", "metric"]
+        )
+    return table[columns]
