@@ -11,7 +11,7 @@ from mergelib.backbones import GLYPH_VIT
 from mergelib.errors import MergelibError
 from mergelib.finetune import Recipe
 from mergelib.merging import METHODS
-from mergelib.metrics import METRICS, MODES
+from mergelib.metrics import MODES, find
 from mergelib.registry import unknown
 from mergelib.regularizers import REGULARIZERS
 from mergelib.tasks import TASKS
@@ -124,7 +124,7 @@ def _check(run: Run, where: str) -> None:
                 )
             METHODS[name].check(params or {})
         for name in run.metrics:
-            METRICS[name]
+            find(name)
         if run.finetune.regularizer:
             REGULARIZERS[run.finetune.regularizer]
     except MergelibError as error:

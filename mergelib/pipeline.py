@@ -32,6 +32,7 @@ from mergelib.finetune import finetune
 from mergelib.heads import zero_shot_head
 from mergelib.merging import METHODS, merge, preset
 from mergelib.metrics import (
+    cross_accuracies,
     ingredients,
     mean_activation,
     pairwise,
@@ -261,7 +262,7 @@ def _encoder(run: Run, state: dict[str, Tensor], file: Path | str) -> nn.Module:
 
 
 def make_summary(store: Path, run: Run, task: str) -> Path:
-    """Store what the metrics need of one model: factors, mean activation, gradients."""
+    """Store what the metrics need of one model: factors, activation, gradients, accuracies."""
     file = path(store, run, "summary", task)
     if file.is_file():
         return file
@@ -276,17 +277,26 @@ def make_summary(store: Path, run: Run, task: str) -> Path:
         encoder, pixels = pool_gradients(visual, images, labels, heads, index)
         held |= {f"encoder_gradient/{name}": value for name, value in encoder.items()}
         held["input_gradient"] = pixels
+        images, labels, index = pool(store, run, run.sizes.calibration)
+        held["cross_accuracy"] = cross_accuracies(visual, images, labels, heads, index)
+        scores = _scores(store, run, task)["calibration"]
+        for name in ("zero_shot", "fine_tuned"):
+            held[name] = torch.tensor(scores[name], dtype=torch.float64)
         save_tensors(file, held)
     return file
 
 
-def pool(store: Path, run: Run) -> tuple[Tensor, Tensor, Tensor]:
-    """The calibration pool that all models share: images, labels, and the index of each's task."""
+def pool(store: Path, run: Run, per_task: int = 0) -> tuple[Tensor, Tensor, Tensor]:
+    """The calibration pool that all models share: images, labels, and the index of each's task.
+
+    `per_task` images of each task, `run.pool_per_task` where it is 0.
+    """
+    per_task = per_task or run.pool_per_task
     images, labels, index = [], [], []
     for i, task in enumerate(run.tasks):
         pixels, truth = _ready(store, run, task, "calibration")
-        images.append(pixels[: run.pool_per_task])
-        labels.append(truth[: run.pool_per_task])
+        images.append(pixels[:per_task])
+        labels.append(truth[:per_task])
         index.append(torch.full((len(labels[-1]),), i))
     return torch.cat(images), torch.cat(labels), torch.cat(index)
 

@@ -16,6 +16,7 @@ import torch
 from mergelib import params, pipeline
 from mergelib.backbones import GLYPH_VIT, load
 from mergelib.cli import main
+from mergelib.evaluate import accuracy
 from mergelib.metrics import METRICS
 from mergelib.store import load_tensors, read_json, save_tensors
 
@@ -99,6 +100,24 @@ def test_a_metric_by_hand(smoke, done):
         a, b = vectors[i], vectors[j]
         cosine = a @ b / np.linalg.norm(a) / np.linalg.norm(b)
         assert row.task_vector_cosine_similarity == pytest.approx(cosine, abs=1e-9)
+
+
+def test_extra_metrics_come_when_they_are_named(smoke, done):
+    names = ["base_knowledge", "cross_task_accuracy_of_b", "input_gradient_alignment"]
+    run, store = replace(params.load(smoke), metrics=names), done / "store"
+    found = pipeline.metrics_table(store, run)
+    assert set(found.columns) == {"task_a", "task_b", *names}
+    visual = load().model.visual
+    tasks = pd.read_csv(done / "tables" / "tasks.csv").set_index("task")
+    knowledge = tasks["zero_shot_calibration"] / tasks["fine_tuned_calibration"]
+    for row in found.head(3).itertuples():
+        visual.load_state_dict(load_tensors(pipeline.path(store, run, "tuned", row.task_b)))
+        images, labels = pipeline._ready(store, run, row.task_a, "calibration")
+        under_other = accuracy(visual, images, labels, pipeline.head(run, row.task_a))
+        assert row.cross_task_accuracy_of_b == pytest.approx(under_other)
+        both = [knowledge[row.task_a], knowledge[row.task_b]]
+        assert row.base_knowledge == pytest.approx(np.mean(both))
+        assert -1 <= row.input_gradient_alignment <= 1
 
 
 def test_killed_three_times_it_ends_with_the_same_bits(smoke, done, tmp_path):
