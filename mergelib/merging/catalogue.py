@@ -51,7 +51,7 @@ class Method:
     """One merging method.
 
     `function(layer, **params)` maps the T task vectors of one tensor (a `mergelib.merging.layer`)
-    to the merged task vector, float64 of its shape, coefficient applied. A `random` method takes
+    to the merged task vector, of its shape, coefficient applied. A `random` method takes
     `seed` as well; a `factored` one is spared work by kept factors. `survey(layer, **params)`,
     where a method has one, is summed over all tensors first, and the function takes the sum as
     `surveyed`.

@@ -164,7 +164,7 @@ def orthogonal_sum(
 ) -> Tensor:
     """U⊥ diag(s) V⊥ᵀ from the blocks of U (m, ·) and V (n, ·), m ≥ n; products run in `dtype`."""
     left, right = _split_blocks(us, dtype), _split_blocks(vs, dtype)
-    return left.times((right.full() * s.to(dtype)).T).double()
+    return left.times((right.full() * s.to(dtype)).T)
 
 
 def _split_blocks(blocks: Sequence[Tensor], dtype: torch.dtype) -> Polar:

@@ -24,9 +24,9 @@ def sweep(
 ) -> Iterator[tuple[str, Tensor]]:
     """Yield (name, work(θ0, layer)) for each floating-point tensor of the base, in any order.
 
-    θ0 is float64; `factors` are files of `mergelib.merging.kept`, one a model. Tensors are worked
-    on in parallel, one core each. Raises MergelibError for other names or shapes, NaN, a file that
-    cannot be read, and factors that are not of these models.
+    `factors` are files of `mergelib.merging.kept`, one a model. Tensors are worked on in parallel,
+    one core each. Raises MergelibError for other names or shapes, NaN, a file that cannot be read,
+    and factors that are not of these models.
     """
     if not tuned:
         raise MergelibError("no fine-tuned model is given: give at least one checkpoint")
@@ -75,7 +75,7 @@ def _found(
     kept: Sequence[Weights] | None,
     name: str,
 ) -> Tensor:
-    start = origin.read(name).double()
+    start = origin.read(name)
     read = [partial(_difference, model, name, start) for model in models]
     if 8 * len(read) * start.numel() <= HELD:
         read = [cache(one) for one in read]
@@ -84,7 +84,7 @@ def _found(
 
 
 def _difference(model: Weights, name: str, start: Tensor) -> Tensor:
-    return model.read(name).double() - start
+    return model.read(name).double() - start  # in float64, so exact for float32
 
 
 def _triplets(kept: Weights, name: str, shape: torch.Size) -> tuple[Tensor, Tensor, Tensor]:
