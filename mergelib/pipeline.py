@@ -31,6 +31,7 @@ from mergelib.evaluate import accuracy
 from mergelib.finetune import finetune
 from mergelib.heads import zero_shot_head
 from mergelib.merging import METHODS, merge, preset
+from mergelib.merging.kept import keep_factors
 from mergelib.metrics import (
     cross_accuracies,
     ingredients,
@@ -96,7 +97,8 @@ def key(run: Run, station: str, *names: str) -> str:
     """The digest that an artifact of a station is stored under.
 
     base: the encoder; data (task); tuned (task): checkpoint and accuracies; summary (task): what
-    the metrics need of one model; merged (task, task, method): the merge's accuracies.
+    the metrics need of one model; factors (task): what its merges share; merged (task, task,
+    method): the merge's accuracies.
     """
     match station:
         case "base":
@@ -114,16 +116,25 @@ def key(run: Run, station: str, *names: str) -> str:
             weighed = ("metrics.weights", "factors", "vectors", "checkpoints")
             code = _source("metrics.summary", "heads", *weighed)
             parts = [key(run, "tuned", *names), pool, run.pool_per_task, _numerics(run), code]
+        case "factors":
+            parts = [key(run, "tuned", *names), _numerics(run), _merging("kept")]
         case "merged":
             *pair, method = names
-            engine = ("", ".catalogue", ".factors", ".layer", ".stream", f".{method}")
-            shared = ("factors", "parallel", "vectors", "checkpoints", "evaluate")
-            code = _source(*(f"merging{part}" for part in engine), *shared)
             tuned = [key(run, "tuned", task) for task in pair]
-            parts = [tuned, method, _method_params(run, method), run.seed, _numerics(run), code]
+            parts = [tuned, method, _method_params(run, method), run.seed, _numerics(run)]
+            parts += [_merging(method), _source("evaluate")]
+            if METHODS[method].factored:
+                parts += [key(run, "factors", task) for task in pair]
         case _:
             raise ValueError(station)
     return digest(station, parts)[:24]
+
+
+def _merging(*parts: str) -> str:
+    """Digest of the merging engine's source, and of further modules of it."""
+    engine = ("", *(f".{part}" for part in ("catalogue", "factors", "layer", "stream", *parts)))
+    shared = ("factors", "parallel", "vectors", "checkpoints")
+    return _source(*(f"merging{part}" for part in engine), *shared)
 
 
 def _method_params(run: Run, method: str) -> dict[str, Any]:
@@ -301,6 +312,19 @@ def pool(store: Path, run: Run, per_task: int = 0) -> tuple[Tensor, Tensor, Tens
     return torch.cat(images), torch.cat(labels), torch.cat(index)
 
 
+def make_factors(store: Path, run: Run, task: str) -> Path:
+    """Store the factors that merges of one model share."""
+    file = path(store, run, "factors", task)
+    if not file.is_file():
+        with _one_thread():
+            keep_factors(file, path(store, run, "base"), path(store, run, "tuned", task))
+    return file
+
+
+def _factored(run: Run) -> bool:
+    return any(METHODS[method].factored for method in run.methods)
+
+
 def make_merged(store: Path, run: Run, first: str, second: str) -> list[Path]:
     """Merge a pair by every method; store the merged model's accuracy on both test splits."""
     files = []
@@ -313,7 +337,10 @@ def make_merged(store: Path, run: Run, first: str, second: str) -> list[Path]:
             tuned = [path(store, run, "tuned", task) for task in (first, second)]
             base = path(store, run, "base")
             params = _method_params(run, method)
-            state = merge(base, tuned, method, seed=run.seed, **params)
+            kept = None
+            if METHODS[method].factored:
+                kept = [path(store, run, "factors", task) for task in (first, second)]
+            state = merge(base, tuned, method, run.seed, kept, **params)
             visual = _encoder(run, state, f"merge of {first} and {second} by {method}")
             found = {}
             for side, task in (("acc_a", first), ("acc_b", second)):
@@ -382,6 +409,7 @@ def execute(run: Run, store: Path, tables: Path, jobs: int = 0) -> dict[str, pd.
         ("tasks", make_data, "data", [run], singles),
         ("fine-tuning", make_tuned, "tuned", variants, singles),
         ("summaries", make_summary, "summary", [] if run.is_study else variants, singles),
+        ("factors", make_factors, "factors", variants if _factored(run) else [], singles),
         ("merges", make_merged, "merged", variants, pairs),
     ]
     with _locked(store):

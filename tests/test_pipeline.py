@@ -144,7 +144,7 @@ def test_nothing_is_done_twice_and_nothing_asks_for_the_network(
     smoke, done, tmp_path, no_network, monkeypatch
 ):
     run = params.load(smoke)
-    for unit in ("make_data", "make_tuned", "make_summary", "make_merged"):
+    for unit in ("make_data", "make_tuned", "make_summary", "make_factors", "make_merged"):
         monkeypatch.setattr(pipeline, unit, None)  # a call would fail
     pipeline.execute(run, done / "store", tmp_path, jobs=1)
     for name in FILES:
