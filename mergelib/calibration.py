@@ -28,6 +28,7 @@ from mergelib.published import read_metrics
 SIZES = (2, 5, 10, 30, 100, 200)
 MAIN = 10  # the size of the released metrics proper
 GRADIENT_BATCH = 8  # images per backward pass in the published code
+WEIGHTS = ("task_vector", "effective_rank", "subspace")  # categories that no image enters
 DATA_DRIVEN = tuple(r.name for r in METRICS.rows() if r.category in ("activation", "gradient"))
 
 
@@ -101,6 +102,39 @@ def settle(
             row["additive"] = 1 - np.sum(own[:, 0] ** 2) / spread if spread else np.nan
             rows.append(row)
     return pd.DataFrame(rows)
+
+
+def settle_designs(table: pd.DataFrame, draws: int = 500, seed: int = 0) -> pd.DataFrame:
+    """`settle` for every design of a table of `mergelib.pools`: columns heads, images, then its.
+
+    Each size of one half of the calibration images against the largest size of the other half,
+    so that the two share tasks and models and no image.
+    """
+    parts = []
+    for (heads, images), part in table.groupby(["heads", "images"], sort=False):
+        first, second = (part[part["draw"] == k] for k in (0, 1))
+        reference = second[second["size"] == table["size"].max()].drop(columns="size")
+        metrics = [c for c in DATA_DRIVEN if part[c].notna().any()]
+        found = settle(first, reference, metrics, draws, seed)
+        found.insert(0, "heads", heads)
+        found.insert(1, "images", images)
+        parts.append(found)
+    return pd.concat(parts, ignore_index=True)
+
+
+def one_design(table: pd.DataFrame, heads: str, images: str, draw: int = 0) -> pd.DataFrame:
+    """A table of sizes, all ten metrics, from one design and half of `mergelib.pools`' table.
+
+    The activation metrics, which know no head, are those of the shared pool in every design.
+    Raises MergelibError if there is no such design.
+    """
+    part = table[table["draw"] == draw].set_index(["size", *KEYS])
+    gradient = part[(part["heads"] == heads) & (part["images"] == images)]
+    activation = part[(part["heads"] == "real") & (part["images"] == "shared")]
+    if not len(gradient) or not len(activation):
+        raise MergelibError(f"the table holds no {heads} heads with {images} images, half {draw}")
+    columns = [(activation if _is(name, "activation") else gradient)[name] for name in DATA_DRIVEN]
+    return pd.concat(columns, axis=1).reset_index()
 
 
 def scale(table: pd.DataFrame, metric: str = "encoder_gradient_l2_distance") -> pd.DataFrame:
@@ -214,13 +248,12 @@ def forecasts(
     All rows are over the same pairs, those that have every metric at every size and all methods.
     Columns split, features ("weights", then `sets` of "activation", "gradient", "data-driven",
     "both"), size (0 for weights alone), method, n_pairs, r (mean over folds for loto, over pairs
-    for l2to), null_mean, null_95 and p
-    of the QAP, one-sided. `weights` holds metrics that no image enters. In the null a pair that
-    was never merged takes its additive task effects.
+    for l2to), null_mean, null_95 and p of the QAP, one-sided. `weights` is a metrics table; its
+    weight metrics enter. In the null a pair that was never merged takes its additive task effects.
     """
     tasks = task_names(table)
     data = [c for c in table.columns if c in DATA_DRIVEN]
-    fixed = [c for c in weights.columns if c not in (*KEYS, *data)]
+    fixed = [c for c in weights.columns if c in METRICS and METRICS[c].category in WEIGHTS]
     sizes = sorted(table["size"].unique())
     wide = table.pivot(index=KEYS, columns="size", values=data).dropna()
     known = weights.set_index(KEYS)[fixed].dropna()
@@ -266,3 +299,11 @@ def forecasts(
                 )
             )
     return pd.concat(found, ignore_index=True)
+
+
+def summarize_forecasts(found: pd.DataFrame) -> pd.DataFrame:
+    """`forecasts` averaged over methods: r, null_mean, null_95; `beyond`, methods with p < 0.05."""
+    keys = ["split", "features", "size"]
+    groups = found.assign(beyond=found["p"] < 0.05).groupby(keys, sort=False)
+    means = groups[["r", "null_mean", "null_95"]].mean()
+    return means.assign(beyond=groups["beyond"].sum()).reset_index()

@@ -252,3 +252,32 @@ def test_the_encoder_gradients_shrink_as_recorded(released):
 def test_an_absent_size_is_named(tmp_path):
     with pytest.raises(MergelibError, match=r"calibration_sensitivity/2/pairwise_metrics_N20.json"):
         calibration.read_sizes(tmp_path)
+
+
+def test_a_design_is_compared_with_the_other_half_of_the_images():
+    ends, parts = ends_of(6), []
+    for heads, images, draw in itertools.product(("real", "random"), ("shared", "own"), (0, 1)):
+        part = sizes_table(ends, seed=len(parts)).rename(columns={ACTIVATION: "x"})
+        part[list(calibration.DATA_DRIVEN)] = np.nan
+        part[GRADIENT] = np.random.default_rng(len(parts)).normal(size=len(part))
+        if heads == "real":
+            part[ACTIVATION] = part["x"]
+        parts.append(part.assign(heads=heads, images=images, draw=draw))
+    table = pd.concat(parts, ignore_index=True)
+    found = calibration.settle_designs(table, draws=5).set_index(
+        ["heads", "images", "metric", "size"]
+    )
+    assert len(found) == 2 * (2 + 2 + 1 + 1)
+    key = ("random", "own", GRADIENT, 2)
+    at = {k: table[(table["heads"] == "random") & (table["images"] == "own")
+                   & (table["draw"] == k) & (table["size"] == n)][GRADIENT]
+          for k, n in ((0, 2), (1, 4))}  # fmt: skip
+    assert found.loc[key, "rho"] == pytest.approx(stats.spearmanr(at[0], at[1]).statistic)
+
+    one = calibration.one_design(table, "random", "own", draw=1)
+    assert list(one.columns) == ["size", "task_a", "task_b", *calibration.DATA_DRIVEN]
+    real = table[(table["heads"] == "real") & (table["images"] == "shared") & (table["draw"] == 1)]
+    np.testing.assert_array_equal(one[ACTIVATION], real[ACTIVATION])
+    assert one[one["size"] == 4][GRADIENT].tolist() == at[1].tolist()
+    with pytest.raises(MergelibError, match="no random heads with others images"):
+        calibration.one_design(table, "random", "others")
