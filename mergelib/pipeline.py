@@ -31,6 +31,7 @@ from mergelib.evaluate import accuracy
 from mergelib.finetune import finetune
 from mergelib.heads import zero_shot_head
 from mergelib.merging import METHODS, merge, preset
+from mergelib.merging.base_protecting import weights_of_knowledge
 from mergelib.merging.kept import keep_factors
 from mergelib.metrics import (
     cross_accuracies,
@@ -325,8 +326,18 @@ def _factored(run: Run) -> bool:
     return any(METHODS[method].factored for method in run.methods)
 
 
+def _weights(store: Path, run: Run, tasks: Sequence[str]) -> list[float]:
+    """Weights for a merge by what the base knows of the tasks, seen on their calibration splits."""
+    scores = [_scores(store, run, task)["calibration"] for task in tasks]
+    before, after = ([score[k] for score in scores] for k in ("zero_shot", "fine_tuned"))
+    return weights_of_knowledge(before, after)
+
+
 def make_merged(store: Path, run: Run, first: str, second: str) -> list[Path]:
-    """Merge a pair by every method; store the merged model's accuracy on both test splits."""
+    """Merge a pair by every method; store the merged model's accuracy on both test splits.
+
+    A method that takes weights and was given none gets those of `weights_of_knowledge`.
+    """
     files = []
     for method in run.methods:
         file = path(store, run, "merged", first, second, method)
@@ -337,6 +348,8 @@ def make_merged(store: Path, run: Run, first: str, second: str) -> list[Path]:
             tuned = [path(store, run, "tuned", task) for task in (first, second)]
             base = path(store, run, "base")
             params = _method_params(run, method)
+            if "weights" in params and params["weights"] is None:
+                params["weights"] = _weights(store, run, (first, second))
             kept = None
             if METHODS[method].factored:
                 kept = [path(store, run, "factors", task) for task in (first, second)]

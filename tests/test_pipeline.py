@@ -102,6 +102,24 @@ def test_a_metric_by_hand(smoke, done):
         assert row.task_vector_cosine_similarity == pytest.approx(cosine, abs=1e-9)
 
 
+def test_a_protecting_merge_weighs_by_what_the_base_lacks(smoke, done):
+    run, store = replace(params.load(smoke), methods={"base_protecting": {}}), done / "store"
+    pair = run.tasks[:2]
+    tasks = pd.read_csv(done / "tables" / "tasks.csv").set_index("task").loc[list(pair)]
+    lacks = 1 - tasks["zero_shot_calibration"] / tasks["fine_tuned_calibration"]
+    w = (lacks.clip(0) / lacks.clip(0).sum()).to_numpy()
+    assert pipeline._weights(store, run, pair) == pytest.approx(w)
+    (file,) = pipeline.make_merged(store, run, *pair)
+    base = load().visual_state()
+    a, b = (load_tensors(pipeline.path(store, run, "tuned", task)) for task in pair)
+    by_hand = {n: base[n] + w[0] * (a[n] - base[n]) + w[1] * (b[n] - base[n]) for n in base}
+    visual = load().model.visual
+    visual.load_state_dict(by_hand)
+    images, labels = pipeline._ready(store, run, pair[0], "test")
+    expected = accuracy(visual, images, labels, pipeline.head(run, pair[0]))
+    assert read_json(file)["acc_a"] == pytest.approx(expected, abs=0.02)
+
+
 def test_extra_metrics_come_when_they_are_named(smoke, done):
     names = ["base_knowledge", "cross_task_accuracy_of_b", "input_gradient_alignment"]
     run, store = replace(params.load(smoke), metrics=names), done / "store"
