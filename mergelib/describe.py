@@ -195,6 +195,51 @@ def not_merging(
     return pd.DataFrame({"zero_shot": zero, "one_model": one}, index=pairs)
 
 
+def by_knowledge(merges: pd.DataFrame, tasks: pd.DataFrame) -> pd.DataFrame:
+    """The merges table with the normalized accuracies of a pair's two tasks told apart.
+
+    `least_known` is that of the task of which the pretrained model knows less (zero-shot ÷
+    fine-tuned accuracy on the calibration split), `best_known` that of the other (equal: the
+    first task counts as least known), `both` their mean.
+    Raises MergelibError for a missing column.
+    """
+    names = ["zero_shot_calibration", "fine_tuned_calibration"]
+    _need(tasks, ["task", *names], "tasks table")
+    frame = outcomes(merges)
+    known = tasks.set_index("task")
+    share = known[names[0]] / known[names[1]]
+    first = frame["task_a"].map(share) <= frame["task_b"].map(share)
+    a, b = frame["acc_a"] / frame["single_a"], frame["acc_b"] / frame["single_b"]
+    sides = {"least_known": a.where(first, b), "best_known": b.where(first, a)}
+    return frame.assign(**sides, both=frame["normalized"])
+
+
+def compared(
+    frame: pd.DataFrame, value: str, reference: str, draws: int = 2000, seed: int = 0
+) -> pd.DataFrame:
+    """Per method: the mean of a value, and its difference from a reference method's, pair by pair.
+
+    Columns mean, difference, low, high (95 % task bootstrap of the difference), worse (the share
+    of pairs below the reference). Raises MergelibError if the reference is not in the table.
+    """
+    wide = frame.pivot(index=KEYS, columns="method", values=value)
+    if reference not in wide:
+        raise MergelibError(unknown("method", reference, list(wide)))
+    rows = {}
+    for method in dict.fromkeys(frame["method"]):
+        both = wide[[method]].assign(reference=wide[reference]).dropna()
+        gain = (both[method] - both["reference"]).to_numpy(np.float64)
+        low, high = interval(bootstrap_mean(gain, ends(both.index), draws, seed))
+        rows[method] = {
+            "mean": both[method].mean(),
+            "difference": gain.mean(),
+            "low": float(low),
+            "high": float(high),
+            "worse": np.mean(gain < 0),
+        }
+    return pd.DataFrame.from_dict(rows, orient="index")
+
+
 def sampling_sd(merges: pd.DataFrame, tasks: pd.DataFrame) -> pd.Series:
     """Per method, the sd of a pair's normalized accuracy that finite test splits alone cause.
 

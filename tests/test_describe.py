@@ -287,3 +287,33 @@ def test_mosaic_puts_images_in_reading_order():
     np.testing.assert_array_equal(found[1, ::2, ::4], [[0, 1, 2], [3, 4, 5]])
     with pytest.raises(MergelibError, match="do not fill"):
         mosaic(images, columns=4)
+
+
+def test_the_less_known_task_is_told_from_the_other():
+    tasks = pd.DataFrame(
+        {
+            "task": ["a", "b", "c"],
+            "zero_shot_calibration": [0.8, 0.2, 0.5],
+            "fine_tuned_calibration": [0.9, 0.8, 0.5],
+        }
+    )
+    rows = [
+        ("a", "b", "x", 0.45, 0.40, 0.9, 0.8),
+        ("a", "c", "x", 0.90, 0.25, 0.9, 0.5),
+        ("b", "c", "x", 0.20, 0.50, 0.8, 0.5),
+        ("a", "b", "y", 0.45, 0.60, 0.9, 0.8),
+        ("a", "c", "y", 0.90, 0.30, 0.9, 0.5),
+        ("b", "c", "y", 0.10, 0.50, 0.8, 0.5),
+    ]
+    names = ["task_a", "task_b", "method", "acc_a", "acc_b", "single_a", "single_b"]
+    frame = describe.by_knowledge(pd.DataFrame(rows, columns=names), tasks)
+    assert np.allclose(frame["least_known"], [0.5, 1, 0.25, 0.75, 1, 0.125])  # b, a, b
+    assert np.allclose(frame["best_known"], [0.5, 0.5, 1, 0.5, 0.6, 1])
+    assert np.allclose(frame["both"], (frame["least_known"] + frame["best_known"]) / 2)
+    table = describe.compared(frame, "least_known", "x", draws=200)
+    assert np.allclose(table.loc["x", ["mean", "difference", "low", "high"]], [1.75 / 3, 0, 0, 0])
+    assert table.loc["y", "difference"] == pytest.approx((0.25 + 0 - 0.125) / 3)
+    assert table.loc["y", "worse"] == pytest.approx(1 / 3)
+    assert table.loc["y", "low"] <= table.loc["y", "difference"] <= table.loc["y", "high"]
+    with pytest.raises(MergelibError, match="unknown method"):
+        describe.compared(frame, "both", "z")
