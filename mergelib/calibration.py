@@ -5,7 +5,6 @@ A table of sizes has the columns size, task_a, task_b and one per metric. The re
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -199,44 +198,26 @@ def with_outcomes(
 # ---- Forecasts --------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class _Scored:
-    r: np.ndarray
-    null: np.ndarray
-
-
 def _is(metric: str, category: str) -> bool:
     return METRICS[metric].category == category
 
 
+def _headline(split: str, fold: np.ndarray, pair: np.ndarray, prediction, y) -> np.ndarray:
+    """Mean r over folds (loto) or r over pairs, each once (l2to), of targets y (n, K): (K,)."""
+    every = np.ones((1, 1), dtype=bool)
+    if split == "l2to":
+        return pearson(prediction, y[pair], every, axis=0)
+    at = [fold == f for f in np.unique(fold)]
+    return mean_defined(np.array([pearson(prediction[k], y[pair[k]], every, axis=0) for k in at]))
+
+
 @threadpool_limits.wrap(limits=1)
-def _held_out_r(X, cube, filled, ends, split, orders, alpha) -> _Scored:
-    """Headline r of ridge per method, (m,), and of every relabelling, (N, m)."""
-    _, train, test = fold_masks(splitter(split), ends)
-    hat = held_out_map("ridge", X, train, test, alpha)
-    fold, pair = np.nonzero(test)
-
-    def headline(y: np.ndarray) -> np.ndarray:
-        prediction, every = hat @ y, np.ones((1, 1), dtype=bool)
-        if split == "l2to":  # each pair once
-            return pearson(prediction, y[pair], every, axis=0)
-        parts = [pearson(prediction[fold == f], y[pair[fold == f]], every, axis=0)
-                 for f in np.unique(fold)]  # fmt: skip
-        return mean_defined(np.array(parts))
-
-    moved = relabelled(filled, ends, orders)
-    n, m = len(orders), cube.shape[-1]
-    stacked = moved.transpose(1, 0, 2).reshape(len(ends), -1)
-    null = headline(stacked).reshape(n, m) if n else np.empty((0, m))
-    return _Scored(headline(cube[ends[:, 0], ends[:, 1]]), null)
-
-
 def forecasts(
     table: pd.DataFrame,
     weights: pd.DataFrame,
     merges: pd.DataFrame,
     methods: Sequence[str],
-    target: str = "normalized",
+    targets: Sequence[str] = ("normalized",),
     splits: Sequence[str] = ("loto", "l2to"),
     sets: Sequence[str] = ("data-driven", "both"),
     draws: int = 200,
@@ -246,10 +227,11 @@ def forecasts(
     """Ridge forecasts from the data-driven metrics of each size, and with the weight metrics.
 
     All rows are over the same pairs, those that have every metric at every size and all methods.
-    Columns split, features ("weights", then `sets` of "activation", "gradient", "data-driven",
-    "both"), size (0 for weights alone), method, n_pairs, r (mean over folds for loto, over pairs
-    for l2to), null_mean, null_95 and p of the QAP, one-sided. `weights` is a metrics table; its
-    weight metrics enter. In the null a pair that was never merged takes its additive task effects.
+    Columns target, split, features ("weights", then `sets` of "activation", "gradient",
+    "data-driven", "both"), size (0 for weights alone), method, n_pairs, r (mean over folds for
+    loto, over pairs for l2to), null_mean, null_95 and p of the QAP, one-sided. Of the table
+    `weights` the weight metrics enter. In the null a pair that was never merged takes its additive
+    task effects.
     """
     tasks = task_names(table)
     data = [c for c in table.columns if c in DATA_DRIVEN]
@@ -259,15 +241,19 @@ def forecasts(
     known = weights.set_index(KEYS)[fixed].dropna()
     rows = wide.index.intersection(known.index, sort=False)
     ends = _ends(rows.to_frame(index=False), tasks)
-    cube = outcome_cube(merges, tasks, methods, target)
+    cube = outcome_cube(merges, tasks, methods, "raw")
     kept = ~np.isnan(cube[ends[:, 0], ends[:, 1]]).any(axis=1)
     rows, ends = rows[kept], ends[kept]
     if len(rows) < 3:
         raise MergelibError(
             f"{len(rows)} pairs have every metric at every size and all methods: give fewer sizes"
         )
-    filled = outcome_cube(merges, tasks, methods, target, fill=True)
-    orders = permutations(len(tasks), draws, seed)
+    orders = np.vstack([np.arange(len(tasks)), permutations(len(tasks), draws, seed)])
+    stacked = {}  # the observed outcomes first, then the relabelled ones, method by method
+    for target in targets:
+        filled = outcome_cube(merges, tasks, methods, target, fill=True)
+        moved = relabelled(filled, ends, orders)
+        stacked[target] = moved.transpose(1, 0, 2).reshape(len(ends), -1)
     still = known.loc[rows].to_numpy(np.float64)
     features = {("weights", 0): still}
     for size in sizes:
@@ -280,30 +266,27 @@ def forecasts(
         features |= {(name, size): known_here[name] for name in sets}
     found = []
     for split in splits:
+        _, train, test = fold_masks(splitter(split), ends)
+        fold, pair = np.nonzero(test)
         for (name, size), X in features.items():
-            scored = _held_out_r(X, cube, filled, ends, split, orders, alpha)
-            reached = (scored.null >= scored.r - 1e-12).sum(axis=0)
-            found.append(
-                pd.DataFrame(
-                    {
-                        "split": split,
-                        "features": name,
-                        "size": size,
-                        "method": list(methods),
-                        "n_pairs": len(rows),
-                        "r": scored.r,
-                        "null_mean": scored.null.mean(axis=0) if draws else np.nan,
-                        "null_95": np.quantile(scored.null, 0.95, axis=0) if draws else np.nan,
-                        "p": (1 + reached) / (1 + draws),
-                    }
-                )
-            )
-    return pd.concat(found, ignore_index=True)
+            hat = held_out_map("ridge", X, train, test, alpha)
+            for target, y in stacked.items():
+                r = _headline(split, fold, pair, hat @ y, y).reshape(len(orders), -1)
+                seen, null = r[0], r[1:]
+                row = {"target": target, "split": split, "features": name, "size": size}
+                row |= {"method": list(methods), "n_pairs": len(rows), "r": seen}
+                row["null_mean"] = null.mean(axis=0) if draws else np.nan
+                row["null_95"] = np.quantile(null, 0.95, axis=0) if draws else np.nan
+                row["p"] = (1 + (null >= seen - 1e-12).sum(axis=0)) / (1 + draws)
+                found.append(pd.DataFrame(row))
+    found = pd.concat(found, ignore_index=True)
+    place = {target: k for k, target in enumerate(targets)}
+    return found.sort_values("target", key=lambda c: c.map(place), kind="stable", ignore_index=True)
 
 
 def summarize_forecasts(found: pd.DataFrame) -> pd.DataFrame:
     """`forecasts` averaged over methods: r, null_mean, null_95; `beyond`, methods with p < 0.05."""
-    keys = ["split", "features", "size"]
+    keys = ["target", "split", "features", "size"]
     groups = found.assign(beyond=found["p"] < 0.05).groupby(keys, sort=False)
     means = groups[["r", "null_mean", "null_95"]].mean()
     return means.assign(beyond=groups["beyond"].sum()).reset_index()

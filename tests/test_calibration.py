@@ -166,8 +166,18 @@ def test_forecasts_are_ridge_with_tasks_left_out():
     rng = np.random.default_rng(5)
     weights = pd.DataFrame(named(ends) | {"task_vector_dot_product": rng.normal(size=len(ends))})
     found = calibration.forecasts(
-        table, weights, merges, ["tsv"], sets=("activation", "both"), draws=4
+        table,
+        weights,
+        merges,
+        ["tsv"],
+        ("residual", "normalized"),
+        sets=("activation", "both"),
+        draws=4,
     )
+    assert found["target"].unique().tolist() == ["residual", "normalized"]
+    summary = calibration.summarize_forecasts(found)
+    assert summary["r"].tolist() == found["r"].tolist()  # of one method
+    found = found[found["target"] == "normalized"]
     assert set(found["n_pairs"]) == {21}
     part = merges[merges["method"] == "tsv"]
     y = (part["acc_a"] / part["single_a"] + part["acc_b"] / part["single_b"]).to_numpy() / 2
