@@ -187,7 +187,8 @@ def _released(root: Path) -> Study:
         for task in base
     ]
     meta = {
-        "source": f"{published.REPOSITORY}@{published.COMMIT}",
+        "source": "released tables",
+        "repository": f"{published.REPOSITORY}@{published.COMMIT}",
         "paper": "arXiv 2601.22285",
         "setting": SETTING,
         "backbone": backbone,
