@@ -1,8 +1,10 @@
 """Forecasts of two unseen tasks: batched and nested ridge against fits made one at a time."""
 
 from itertools import combinations
+from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from sklearn.linear_model import Ridge
 from sklearn.pipeline import make_pipeline
@@ -14,6 +16,8 @@ from mergelib.predict.crossval import fold_seeds
 from mergelib.predict.splits import fold_masks, splitter
 from mergelib.predict.survival import pairs_of
 from mergelib.published import SETTINGS, read_setting
+
+FROZEN = Path(__file__).resolve().parents[1] / "book" / "tables" / "published"
 
 
 @pytest.fixture(scope="module")
@@ -203,3 +207,37 @@ def test_all_that_is_known_beats_the_metrics_on_both_backbones(
     y = target(pairs_of(tables), "normalized")
     r = [np.corrcoef(one[0][:, k, 0], y[:, k])[0, 1] for k in range(5)]
     assert table["metrics + known", 1.0] > np.mean(r) + 0.2
+
+
+def test_the_frozen_forecasts_are_of_this_code(shared):
+    frozen = pd.read_csv(FROZEN / "survival_forecast.csv").set_index(["setting", "forecast"])
+    for setting in ("ViT-B-16_AdamW", "ViT-B-32_AdamW"):
+        tables = read_setting(shared / "published", setting)
+        live = forecast.candidate_table(tables).set_index(["features", "strength"])
+        for name, features in (
+            ("ridge on the metrics", "metrics"),
+            ("ridge on metrics + known", "metrics + known"),
+        ):
+            here = live.loc[(features, 1.0), [*tables.methods, "mean"]].tolist()
+            assert frozen.loc[(setting, name), [*tables.methods, "mean"]].tolist() == pytest.approx(
+                here
+            )
+        beaten = frozen.loc[setting]
+        assert beaten.loc["ridge on metrics + known", "difference"] > 0.3
+        assert beaten.loc[[forecast.NESTED, "ridge on metrics + known"], "p"].max() < 0.05
+
+
+def test_the_frozen_starts_agree_with_the_released_ones():
+    frozen = pd.read_csv(FROZEN / "survival_paper_l1.csv")
+    part = frozen[(frozen["setting"] == "ViT-B-16_AdamW") & (frozen["split"] == "loto")]
+    part = part[part["target"] == "raw"].set_index("method")
+    # mean and standard deviation over ten starts (arXiv 2601.22285, appendix on robustness)
+    published = {
+        "weight_avg": (0.609, 0.018),
+        "arithmetic": (0.466, 0.017),
+        "tsv": (0.639, 0.022),
+        "ties": (0.469, 0.011),
+        "dare": (0.622, 0.010),
+    }
+    for method, (mean, sd) in published.items():
+        assert abs(part.loc[method, "r"] - mean) < 2 * sd
