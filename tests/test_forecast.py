@@ -11,6 +11,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import MinMaxScaler
 from test_survival import METHODS, made_tables
 
+from mergelib.errors import MergelibError
 from mergelib.predict import estimator, evaluate, forecast, held_out, target
 from mergelib.predict.crossval import fold_seeds
 from mergelib.predict.splits import fold_masks, splitter
@@ -53,9 +54,9 @@ def test_left_out_is_a_fit_without_the_two_tasks(grid, pairs):
         assert found[k] == pytest.approx(one_at_a_time(grid, y, pair, k), rel=1e-9)
 
 
-def test_inner_r_leaves_two_more_tasks_out(grid, pairs):
+def test_inner_scores_leave_two_more_tasks_out(grid, pairs):
     y = target(pairs, "normalized")
-    found = grid.inner_r(y)
+    found, error = grid.inner(y)
     for k in (0, 7, len(pairs) - 1):
         a, b = pairs.ends[k]
         inside = [
@@ -66,6 +67,8 @@ def test_inner_r_leaves_two_more_tasks_out(grid, pairs):
             for m in range(2):
                 r = np.corrcoef(inner[:, c, m], y[inside, m])[0, 1]
                 assert found[k, c, m] == pytest.approx(r, abs=1e-7)
+                miss = ((inner[:, c, m] - y[inside, m]) ** 2).mean()
+                assert error[k, c, m] == pytest.approx(miss, rel=1e-6)
 
 
 def test_nesting_takes_the_best_inner_candidate_for_all_methods_of_a_repetition(grid, pairs):
@@ -73,13 +76,21 @@ def test_nesting_takes_the_best_inner_candidate_for_all_methods_of_a_repetition(
     again = np.random.default_rng(0).normal(size=y.shape)
     stacked = np.hstack([y, again])
     found, choice = forecast.nested(grid, stacked, 2)
-    each, inner = grid.left_out(stacked), grid.inner_r(stacked)
+    each, (inner, error) = grid.left_out(stacked), grid.inner(stacked)
+    by_error = forecast.nested(grid, stacked, 2, "error")[1]
     for k in range(len(pairs)):
         for part in range(2):
             columns = slice(2 * part, 2 * part + 2)
             best = inner[k, :, columns].mean(axis=1).argmax()
             assert choice[k, part] == best
+            scaled = error[k, :, columns] / stacked[:, columns].var(axis=0)
+            assert by_error[k, part] == scaled.mean(axis=1).argmin()
             assert found[k, columns] == pytest.approx(each[k, best, columns])
+
+
+def test_an_unknown_criterion_is_named(grid, pairs):
+    with pytest.raises(MergelibError, match="least squares"):
+        forecast.nested(grid, target(pairs, "raw"), 2, "least squares")
 
 
 def test_nesting_finds_the_features_that_matter():

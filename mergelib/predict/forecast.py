@@ -14,6 +14,7 @@ import pandas as pd
 from threadpoolctl import threadpool_limits
 
 from mergelib import published
+from mergelib.errors import MergelibError
 from mergelib.metrics import METRICS
 from mergelib.predict import adam, baselines
 from mergelib.predict.covariates import with_task_covariates
@@ -26,6 +27,7 @@ from mergelib.predict.scores import pearson
 from mergelib.predict.splits import fold_masks, splitter
 from mergelib.predict.survival import NULL, beyond, pairs_of, targets_of, with_mean
 from mergelib.published import Tables
+from mergelib.registry import unknown
 from mergelib.store import write_table
 
 STRENGTHS = (0.1, 1.0, 10.0, 100.0)
@@ -119,12 +121,12 @@ class Grid:
         return np.concatenate(parts)
 
     @threadpool_limits.wrap(limits=1)
-    def inner_r(self, y: np.ndarray) -> np.ndarray:
-        """What each fold can know of the candidates, (n, C, K), for targets y (n, K).
+    def inner(self, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """What each fold can know of the candidates: r and mean squared error, (n, C, K) each.
 
-        For the pair (a, b) the pooled r of leave-two-tasks-out among the pairs without a and b:
-        fits that leave out {a, b, c, d} forecast (c, d). A fit serves the six pairs inside a block
-        of four tasks.
+        For the pair (a, b) the pooled r and the error of leave-two-tasks-out forecasts of targets
+        y (n, K) among the pairs without a and b: fits that leave out {a, b, c, d} forecast (c, d).
+        A fit serves the six pairs inside a block of four tasks.
         """
         place = {tuple(sorted(pair)): k for k, pair in enumerate(self.ends.tolist())}
         blocks = np.array(list(combinations(np.unique(self.ends).tolist(), 4)))
@@ -151,18 +153,24 @@ class Grid:
         count, st, stt = plain
         sf, sff, sft = sums
         with np.errstate(invalid="ignore", divide="ignore"):
-            return (sft - sf * st / count) / np.sqrt((sff - sf**2 / count) * (stt - st**2 / count))
+            r = (sft - sf * st / count) / np.sqrt((sff - sf**2 / count) * (stt - st**2 / count))
+            return r, (sff - 2 * sft + stt) / count
 
 
-def nested(grid: Grid, y: np.ndarray, methods: int) -> tuple[np.ndarray, np.ndarray]:
-    """Forecasts (n, K) by each fold's candidate of the highest inner r, and its number (n, N).
+def nested(grid: Grid, y: np.ndarray, methods: int, by: str = "r") -> tuple[np.ndarray, np.ndarray]:
+    """Forecasts (n, K) by each fold's best inner candidate, and its number (n, N).
 
-    y (n, K) holds N repetitions (relabellings) of `methods` targets, K = N x methods. The inner r
-    (`Grid.inner_r`) is averaged over methods: they share one candidate.
+    y (n, K) holds N repetitions (relabellings) of `methods` targets, K = N x methods. The methods
+    share one candidate: of the highest mean inner r, or with `by` "error" of the least mean inner
+    squared error in units of the target's variance (see `Grid.inner`).
+    Raises MergelibError for another `by`.
     """
+    if by not in ("r", "error"):
+        raise MergelibError(unknown("criterion", by, ("r", "error")))
     n, k = y.shape
-    inner = grid.inner_r(y).reshape(n, -1, k // methods, methods).mean(axis=-1)
-    choice = np.nan_to_num(inner, nan=-2.0).argmax(axis=1)
+    r, error = grid.inner(y)
+    good = np.nan_to_num(r, nan=-2.0) if by == "r" else -error / y.var(axis=0)
+    choice = good.reshape(n, -1, k // methods, methods).mean(axis=-1).argmax(axis=1)
     forecast = grid.left_out(y).reshape(n, -1, k // methods, methods)
     taken = np.take_along_axis(forecast, choice[:, None, :, None], axis=1)[:, 0]
     return taken.reshape(n, k), choice
@@ -272,12 +280,13 @@ def forecast_table(
             for label, name in fixed.items()
         }
     line = baselines.line(baselines.base_knowledge(pairs, tables.tasks), y, train)[test]
-    chosen = nested(Grid(every.X, pairs.ends, sets), y, y.shape[1])[0]
+    grid = Grid(every.X, pairs.ends, sets)
     made = {
         "constant": training_means(y, pairs.ends)[..., None],
         "line on base knowledge": line[..., None],
         **{label: (hat @ y)[..., None] for label, hat in maps.items()},
-        NESTED: chosen[..., None],
+        NESTED: nested(grid, y, y.shape[1])[0][..., None],
+        f"{NESTED}, least error": nested(grid, y, y.shape[1], "error")[0][..., None],
     }
     if starts:
         plain, common = paper_forecasts(pairs, y, starts, seed)
