@@ -68,6 +68,8 @@ def lasso_pearson_within(X: np.ndarray, y: np.ndarray, bound: float) -> np.ndarr
         w = lasso_pearson(X, y, middle)
         if 0 < np.abs(w).sum() <= bound:
             best, high = w, middle
+            if np.abs(w).sum() > (1 - 1e-6) * bound:
+                break
         elif not w.any():
             high = middle
         else:
