@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from mergelib import published
+from mergelib.errors import MergelibError
 from mergelib.predict.data import FINAL_METHODS, Pairs, assemble, excluded_metrics
 from mergelib.predict.splits import fold_masks, splitter
 from mergelib.predict.targets import target as target_of
@@ -72,6 +73,7 @@ def _runs() -> tuple[Run, ...]:
         ]
     made += [Run("v8", s, "mlp", "paper-mlp", one_start=True) for s in (b16, sgd)]
     made.append(Run("v8", b16, "mlp, a start per fold", "paper-mlp"))
+    made.append(Run("v8", b16, "backward, winner kept", "paper-backward"))
     for name, short in CATEGORIES.items():
         for setting in (b16, b32):
             folder = f"l1_loto_cv_no_{short}"
@@ -89,6 +91,8 @@ def _runs() -> tuple[Run, ...]:
         Run(*first, "l2to", "paper-l1", 1.0, "l2to_cv_l1_lambda1.0", split="l2to"),
         Run(*first, "mlp", "paper-mlp", one_start=True),
     ]
+    for way in ("forward", "backward"):
+        made.append(Run(*first, f"{way}, winner kept", f"paper-{way}"))
     for name, short in CATEGORIES.items():
         folder = f"loto_cv_no_{short}"
         made.append(Run(*first, f"without {name}", "paper-dense", None, folder))
@@ -146,12 +150,15 @@ def metrics_of(run: Run, known: tuple[str, ...], source: Path) -> tuple[str, ...
     """The run's metrics in the table's order: what its released files list, else all of them.
 
     The released files of v1's main run lack one of the metrics that it was fitted with.
+    Raises MergelibError if the run's folder holds no file.
     """
     if run.folder is None or run.name == "dense":
         out = set(excluded_metrics(known, [run.left_out] if run.left_out else []))
         return tuple(m for m in known if m not in out and (run.historic or m != published.HISTORIC))
-    path = sorted(run.path(source).glob("*_results.json"))
-    held = read_json(path[0])["average_coefficients"] if path else {}
+    paths = sorted(run.path(source).glob("*_results.json"))
+    if not paths:
+        raise MergelibError(f"{run.path(source)} holds no *_results.json: check the checkout")
+    held = read_json(paths[0])["average_coefficients"]
     return tuple(m for m in known if m in held)
 
 

@@ -1,6 +1,6 @@
 """Released fits checked: what the stored coefficients give on the released metrics."""
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +14,7 @@ from mergelib.predict.folds import Linear, scaled, scaling
 from mergelib.predict.scores import score
 from mergelib.predict.targets import target as target_of
 from mergelib.reproduction.own import COMPARED, KEYS, agreement_percent
+from mergelib.reproduction.released import Released, read_released
 from mergelib.reproduction.runs import RUNS, Data, Problem, Run, problem
 from mergelib.store import read_json
 
@@ -22,56 +23,6 @@ SEEDED = "loto_cv_l1_lambda1.0_random_seeds/seed_{}"
 TWIN = "right_subspace_overlap_top_k"
 # the two that carry the paper's conclusion
 GRADIENT_L2 = ("encoder_gradient_l2_distance", "input_gradient_l2_distance")
-
-
-@dataclass(frozen=True)
-class Released:
-    """Released fits of a run's methods, folds and metrics ordered as in its `Problem`.
-
-    coef (F, m, p); r, train_r (F, m) as stored, or (1, m) for the one r of leave-two-tasks-out.
-    """
-
-    coef: np.ndarray
-    r: np.ndarray
-    train_r: np.ndarray
-
-
-def read_released(run: Run, at: Problem, source: Path) -> Released:
-    """The released fits of `run`. Raises MergelibError if folds or metrics are not the run's."""
-    folder = run.path(source)
-    if run.split == "l2to":
-        return _read_pairs(run, at, folder)
-    fits = published.read_fits(folder)
-    coef = np.zeros((len(at.names), len(run.methods), len(at.pairs.metrics)))
-    r, train_r = np.empty(coef.shape[:2]), np.empty(coef.shape[:2])
-    for k, method in enumerate(run.methods):
-        fit = fits.get(method)
-        if fit is None or sorted(fit.tasks) != sorted(at.names):
-            raise MergelibError(f"{folder} holds no fit of {method} with a fold for each task")
-        order = [fit.tasks.index(name) for name in at.names]
-        columns = [at.pairs.metrics.index(m) for m in fit.metrics]
-        coef[:, k, columns] = fit.coef[order]
-        r[:, k], train_r[:, k] = fit.r[order], fit.train_r[order]
-    return Released(coef, r, train_r)
-
-
-def _read_pairs(run: Run, at: Problem, folder: Path) -> Released:
-    coef = np.empty((len(at.names), len(run.methods), len(at.pairs.metrics)))
-    r = np.empty((1, len(run.methods)))
-    for k, method in enumerate(run.methods):
-        path = folder / f"{method}_l2to_results.json"
-        held = read_json(path)
-        try:
-            folds = {f["held_out_pair"].replace("__", "+"): f for f in held["fold_results"]}
-            coef[:, k] = [
-                [folds[name]["coefficients"][m] for m in at.pairs.metrics] for name in at.names
-            ]
-            r[0, k] = held["aggregate_metrics"]["val_r"]
-        except (KeyError, TypeError, AttributeError, ValueError) as error:
-            raise MergelibError(
-                f"{path} is not of the released shape ({error}); check it out again"
-            ) from None
-    return Released(coef, r, np.full_like(r, np.nan))
 
 
 def refit(run: Run, at: Problem, coef: np.ndarray) -> Linear:
