@@ -195,6 +195,12 @@ def not_merging(
     return pd.DataFrame({"zero_shot": zero, "one_model": one}, index=pairs)
 
 
+def of_the_same_models(others: pd.DataFrame, merges: pd.DataFrame) -> pd.DataFrame:
+    """The rows of `others` whose pair and single-task accuracies `merges` has as well."""
+    keys = [*KEYS, "single_a", "single_b"]
+    return others.merge(merges[keys].drop_duplicates(), on=keys)
+
+
 def by_knowledge(merges: pd.DataFrame, tasks: pd.DataFrame) -> pd.DataFrame:
     """The merges table with the normalized accuracies of a pair's two tasks told apart.
 

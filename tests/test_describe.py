@@ -310,6 +310,9 @@ def test_the_less_known_task_is_told_from_the_other():
     assert np.allclose(frame["least_known"], [0.5, 1, 0.25, 0.75, 1, 0.125])  # b, a, b
     assert np.allclose(frame["best_known"], [0.5, 0.5, 1, 0.5, 0.6, 1])
     assert np.allclose(frame["both"], (frame["least_known"] + frame["best_known"]) / 2)
+    strange = frame.assign(single_b=[0.8, 0.5, 0.4, 0.8, 0.5, 0.4])
+    kept = describe.of_the_same_models(strange, frame)
+    assert kept["task_b"].tolist() == ["b", "c", "b", "c"] and set(kept["task_a"]) == {"a"}
     table = describe.compared(frame, "least_known", "x", draws=200)
     assert np.allclose(table.loc["x", ["mean", "difference", "low", "high"]], [1.75 / 3, 0, 0, 0])
     assert table.loc["y", "difference"] == pytest.approx((0.25 + 0 - 0.125) / 3)
