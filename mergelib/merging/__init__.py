@@ -27,7 +27,7 @@ one task, `task=t`, from what is shared by all: t counts from 0 in the order of 
 Accuracy: task vectors and what is done elementwise are float64, rounded once to float32 at the end.
 Singular vectors and polar factors come from float64 eigenvectors of the smaller Gram matrix, and
 what these blur is found from the matrix itself. For matrices of 2^18 entries and more the large
-products of tsv and iso_cts run in float32: relative error of Δ about 2e-6 (1e-5 from kept factors).
+products of tsv and iso_cts run in float32: relative error of Δ about 3e-6.
 Tensors are worked on one to a core, so the result does not depend on the number of cores.
 
 Memory: tensors are read one by one, and a few task vectors are held at a time; so any number of

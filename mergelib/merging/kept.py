@@ -6,20 +6,20 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from mergelib.merging.factors import precision
 from mergelib.merging.layer import Layer, kept_rank
 from mergelib.merging.stream import sweep
 from mergelib.store import digest, save_tensors
 from mergelib.vectors import Source, opened
 
-FORMAT = 1  # raised when what a file holds changes
+FORMAT = 2  # raised when what a file holds changes
 
 
 def keep_factors(path: Path, base: Source, tuned: Source) -> None:
     """Write the leading half of every matrix's triplets, what pairs use, as safetensors.
 
     `u/<tensor>` (m, r), `s/<tensor>` (r,) and `v/<tensor>` (n, r), r = ⌊min(m, n)/2⌋ less the null
-    ones; float32 for matrices of 2^18 entries and more, float64 for smaller ones. ViT-B/16: 230 MB.
+    ones; float64, since two models' halves can have directions in common to within float32, and what
+    tells them apart would be lost. ViT-B/16: 460 MB.
     Raises MergelibError as `mergelib.merging.merge` does.
     """
     found: dict[str, Tensor] = {}
@@ -28,7 +28,7 @@ def keep_factors(path: Path, base: Source, tuned: Source) -> None:
         if layer.is_matrix:
             parts = layer.triplets(0, kept_rank(layer.shape))
             for key, part in zip("usv", parts, strict=True):
-                found[f"{key}/{layer.name}"] = part.to(precision(layer.shape)).contiguous()
+                found[f"{key}/{layer.name}"] = part.contiguous()
         return start.new_empty(0)
 
     for _ in sweep(base, [tuned], factor):
