@@ -253,7 +253,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         found = measure(args, args.folder or Path(folder))
     if args.json:
-        print(json.dumps(found))
+        # float32 may fail the literal algorithm; JSON has no number for that
+        print(json.dumps({name: None if v != v else v for name, v in found.items()}))
     else:
         show(found)
 
