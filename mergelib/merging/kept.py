@@ -18,8 +18,8 @@ def keep_factors(path: Path, base: Source, tuned: Source) -> None:
     """Write the leading half of every matrix's triplets, what pairs use, as safetensors.
 
     `u/<tensor>` (m, r), `s/<tensor>` (r,) and `v/<tensor>` (n, r), r = ⌊min(m, n)/2⌋ less the null
-    ones; float64, since two models' halves can have directions in common to within float32, and what
-    tells them apart would be lost. ViT-B/16: 460 MB.
+    ones; float64, since two models' halves can have directions in common to within float32, and
+    what tells them apart would be lost. ViT-B/16: 460 MB.
     Raises MergelibError as `mergelib.merging.merge` does.
     """
     found: dict[str, Tensor] = {}
