@@ -19,7 +19,7 @@ from mergelib.predict.inference import interval
 from mergelib.predict.outcomes import outcome_cube, permutations, relabelled
 from mergelib.predict.ranks import bootstrap_rho, rho
 from mergelib.predict.relabelling import held_out_map
-from mergelib.predict.scores import mean_defined, pearson
+from mergelib.predict.scores import headline, pearson
 from mergelib.predict.splits import fold_masks, splitter
 from mergelib.predict.targets import residual
 from mergelib.published import read_metrics
@@ -202,15 +202,6 @@ def _is(metric: str, category: str) -> bool:
     return METRICS[metric].category == category
 
 
-def _headline(split: str, fold: np.ndarray, pair: np.ndarray, prediction, y) -> np.ndarray:
-    """Mean r over folds (loto) or r over pairs, each once (l2to), of targets y (n, K): (K,)."""
-    every = np.ones((1, 1), dtype=bool)
-    if split == "l2to":
-        return pearson(prediction, y[pair], every, axis=0)
-    at = [fold == f for f in np.unique(fold)]
-    return mean_defined(np.array([pearson(prediction[k], y[pair[k]], every, axis=0) for k in at]))
-
-
 @threadpool_limits.wrap(limits=1)
 def forecasts(
     table: pd.DataFrame,
@@ -267,11 +258,10 @@ def forecasts(
     found = []
     for split in splits:
         _, train, test = fold_masks(splitter(split), ends)
-        fold, pair = np.nonzero(test)
         for (name, size), X in features.items():
             hat = held_out_map("ridge", X, train, test, alpha)
             for target, y in stacked.items():
-                r = _headline(split, fold, pair, hat @ y, y).reshape(len(orders), -1)
+                r = headline(hat @ y, y, test).reshape(len(orders), -1)
                 seen, null = r[0], r[1:]
                 row = {"target": target, "split": split, "features": name, "size": size}
                 row |= {"method": list(methods), "n_pairs": len(rows), "r": seen}

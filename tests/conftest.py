@@ -74,6 +74,15 @@ def shared() -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def released(shared) -> Path:
+    """The checkout of the released tables in that folder."""
+    source = shared / "published"
+    if not (source / "results").is_dir():
+        pytest.skip("the released tables are not beside the repository (shared/published)")
+    return source
+
+
 @pytest.fixture
 def no_network(tmp_path_factory, monkeypatch) -> Path:
     """Block every connection off this machine, here and in child processes; fail on an attempt.

@@ -221,11 +221,6 @@ def test_the_published_factor_is_what_the_loop_makes_of_a_constant_gradient(size
 # ---- the released tables ----------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def released(shared):
-    return shared / "published"
-
-
 def test_agreement_with_200_images_is_the_released_summary(released):
     table = calibration.read_sizes(released)
     reference = table[table["size"] == 200].drop(columns="size")

@@ -204,12 +204,10 @@ def test_the_nested_null_chooses_anew(tables):
     [("ViT-B-16_AdamW", 0.097, 0.367), ("ViT-B-32_AdamW", 0.115, 0.501)],
 )
 def test_all_that_is_known_beats_the_metrics_on_both_backbones(
-    shared, setting, metrics, everything
+    released, setting, metrics, everything
 ):
-    if not (shared / "published" / "results").is_dir():
-        pytest.skip("the released tables are not beside the repository (shared/published)")
     assert setting in SETTINGS
-    tables = read_setting(shared / "published", setting)
+    tables = read_setting(released, setting)
     table = forecast.candidate_table(tables).set_index(["features", "strength"])["mean"]
     assert table["metrics", 1.0] == pytest.approx(metrics, abs=6e-4)
     assert table["metrics + known", 1.0] == pytest.approx(everything, abs=6e-4)
@@ -220,10 +218,10 @@ def test_all_that_is_known_beats_the_metrics_on_both_backbones(
     assert table["metrics + known", 1.0] > np.mean(r) + 0.2
 
 
-def test_the_frozen_forecasts_are_of_this_code(shared):
+def test_the_frozen_forecasts_are_of_this_code(released):
     frozen = pd.read_csv(FROZEN / "survival_forecast.csv").set_index(["setting", "forecast"])
     for setting in ("ViT-B-16_AdamW", "ViT-B-32_AdamW"):
-        tables = read_setting(shared / "published", setting)
+        tables = read_setting(released, setting)
         live = forecast.candidate_table(tables).set_index(["features", "strength"])
         for name, features in (
             ("ridge on the metrics", "metrics"),

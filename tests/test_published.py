@@ -33,14 +33,6 @@ SEEDS = "loto_cv_l1_lambda1.0_random_seeds/seed_{}"
 
 
 @pytest.fixture(scope="module")
-def released(shared):
-    source = shared / "published"
-    if not (source / "results").is_dir():
-        pytest.skip("the released tables are not beside the repository (shared/published)")
-    return source
-
-
-@pytest.fixture(scope="module")
 def tables(released):
     return {s: published.read_setting(released, s) for s in published.SETTINGS}
 

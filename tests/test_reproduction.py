@@ -46,14 +46,6 @@ def own(folder):
 
 
 @pytest.fixture(scope="module")
-def released(shared):
-    source = shared / "published"
-    if not (source / "results").is_dir():
-        pytest.skip("the released tables are not beside the repository (shared/published)")
-    return source
-
-
-@pytest.fixture(scope="module")
 def evidence(released, own):
     return gather(released, own)
 

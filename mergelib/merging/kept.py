@@ -3,13 +3,13 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
+from mergelib.contents import content
 from mergelib.merging.layer import Layer, kept_rank
 from mergelib.merging.stream import sweep
 from mergelib.store import digest, save_tensors
-from mergelib.vectors import Source, opened
+from mergelib.vectors import Source
 
 FORMAT = 2  # raised when what a file holds changes
 
@@ -41,17 +41,11 @@ def kept_factors(folder: Path, base: Source, tuned: Sequence[Source]) -> list[Pa
 
     Those that are missing are made.
     """
-    origin = _content(base)
+    origin = content(base)
     paths = []
     for model in tuned:
-        name = digest("factors", FORMAT, origin, _content(model))[:24]
+        name = digest("factors", FORMAT, origin, content(model))[:24]
         paths.append(Path(folder) / f"{name}.safetensors")
         if not paths[-1].is_file():
             keep_factors(paths[-1], base, model)
     return paths
-
-
-def _content(source: Source) -> str:
-    """Digest of a checkpoint's tensors, whatever format they come in."""
-    with opened(source) as weights, torch.no_grad():
-        return digest([(name, weights.get(name)) for name in sorted(weights.shapes)])

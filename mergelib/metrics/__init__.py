@@ -8,9 +8,10 @@ import numpy as np
 import pandas as pd
 
 from mergelib.checkpoints import text_matrices
+from mergelib.contents import contents
 from mergelib.errors import MergelibError
 from mergelib.metrics.ingredients import Factors, Ingredients, ingredients
-from mergelib.metrics.kept import contents, kept_grams, kept_summaries
+from mergelib.metrics.kept import kept_grams, kept_summaries
 from mergelib.metrics.registry import EXTRA, METRICS, MODES, Metric, check_mode, find, metric
 from mergelib.metrics.summary import cross_accuracies, mean_activation, pool_gradients
 from mergelib.metrics.weights import summarize

@@ -1,8 +1,6 @@
 """Weight summaries and Gram entries kept in a folder, so that one more model costs one pass.
 
-Files are named by the content of base and model, whatever their paths and formats. A checkpoint
-file's digest is remembered by path, size and time of change, as reading twenty models only to learn
-that they are the same takes longer than the metrics of one more.
+Files are named by the content of base and model (`mergelib.contents`).
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,33 +12,10 @@ import torch
 from torch import Tensor
 
 from mergelib.metrics.weights import summarize
-from mergelib.parallel import threaded
-from mergelib.store import digest, load_tensors, read_json, save_tensors, write_json
+from mergelib.store import digest, load_tensors, save_tensors
 from mergelib.vectors import Source, grams, opened
 
 FORMAT = 1  # raised when what a file holds or how it is computed changes
-
-
-def contents(folder: Path, sources: Sequence[Source]) -> list[str]:
-    """Digests of checkpoints' tensors by name."""
-    return list(threaded(lambda source: _content(Path(folder), source), sources))
-
-
-def _content(folder: Path, source: Source) -> str:
-    if isinstance(source, Mapping) or not Path(source).is_file():
-        return _digest(source)
-    path = Path(source).resolve()
-    stat = path.stat()
-    stamp = [str(path), stat.st_size, stat.st_mtime_ns, stat.st_ino]
-    note = folder / "contents" / f"{digest(stamp)[:24]}.json"
-    if not note.is_file():
-        write_json(note, {"content": _digest(source)})
-    return read_json(note)["content"]
-
-
-def _digest(source: Source) -> str:
-    with opened(source) as weights, torch.no_grad():
-        return digest([(name, weights.get(name)) for name in sorted(weights.shapes)])
 
 
 def kept_summaries(

@@ -89,3 +89,16 @@ def spearman_folds(prediction: np.ndarray, y: np.ndarray, test: np.ndarray) -> n
             b = rankdata(y[rows], axis=0)
             rho[k] = pearson(a, b, np.ones_like(a, dtype=bool), axis=0)
     return rho
+
+
+def headline(prediction: np.ndarray, y: np.ndarray, test: np.ndarray) -> np.ndarray:
+    """The mean of the folds' r, or one r over all pairs where a fold tests one pair: (K,).
+
+    prediction (R, K) in the order of np.nonzero(test) for targets y (n, K); test (F, n).
+    """
+    fold, pair = np.nonzero(test)
+    every = np.ones((1, 1), dtype=bool)
+    if len(np.unique(fold)) == len(fold):
+        return pearson(prediction, y[pair], every, axis=0)
+    rows = [np.flatnonzero(fold == k) for k in range(len(test))]
+    return mean_defined(np.array([pearson(prediction[r], y[pair[r]], every, axis=0) for r in rows]))

@@ -19,7 +19,7 @@ from mergelib.predict.evaluate import HEADLINE
 from mergelib.predict.inference import holm
 from mergelib.predict.outcomes import outcome_cube, permutations, relabelled
 from mergelib.predict.relabelling import held_out_map
-from mergelib.predict.scores import mean_defined, pearson, score
+from mergelib.predict.scores import headline, score
 from mergelib.predict.splits import fold_masks, splitter
 from mergelib.predict.targets import TARGETS, additive_design
 from mergelib.published import Tables
@@ -38,19 +38,6 @@ EPOCHS = {
 
 
 # ---- Scores beside their nulls ------------------------------------------------------------------
-
-
-def headline(prediction: np.ndarray, y: np.ndarray, test: np.ndarray) -> np.ndarray:
-    """The mean of the folds' r, or one r over all pairs where a fold tests one pair: (K,).
-
-    prediction (R, K) in the order of np.nonzero(test) for targets y (n, K); test (F, n).
-    """
-    fold, pair = np.nonzero(test)
-    every = np.ones((1, 1), dtype=bool)
-    if len(np.unique(fold)) == len(fold):
-        return pearson(prediction, y[pair], every, axis=0)
-    rows = [np.flatnonzero(fold == k) for k in range(len(test))]
-    return mean_defined(np.array([pearson(prediction[r], y[pair[r]], every, axis=0) for r in rows]))
 
 
 def targets_of(
