@@ -3,8 +3,6 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import torch
-
 from mergelib.parallel import threaded
 from mergelib.store import digest, read_json, write_json
 from mergelib.vectors import Source, opened
@@ -12,8 +10,10 @@ from mergelib.vectors import Source, opened
 
 def content(source: Source) -> str:
     """Digest of a checkpoint's tensors by name."""
-    with opened(source) as weights, torch.no_grad():
-        return digest([(name, weights.get(name)) for name in sorted(weights.shapes)])
+    with opened(source) as weights:
+        names = sorted(weights.shapes)
+        parts = threaded(lambda name: digest(weights.get(name)), names)
+        return digest(list(zip(names, parts, strict=True)))
 
 
 def contents(folder: Path, sources: Sequence[Source]) -> list[str]:
@@ -22,7 +22,7 @@ def contents(folder: Path, sources: Sequence[Source]) -> list[str]:
     By path, size and time of change, as reading twenty models only to learn that they are the same
     takes longer than the metrics of one more.
     """
-    return list(threaded(lambda source: _remembered(Path(folder), source), sources))
+    return [_remembered(Path(folder), source) for source in sources]
 
 
 def _remembered(folder: Path, source: Source) -> str:

@@ -1,14 +1,17 @@
 """Singular value decompositions of a task vector's matrices, in float64, from the cheaper side.
 
-The eigenvectors of the small Gram matrix AᵀA cost a fifth of an SVD, but rounding moves its
-eigenvalues σ² by about eps·σ1². That is harmless at the top; what is small is either refined on A
-itself (`ends`) or, where the spectrum is too wide for that, left to LAPACK's SVD.
+The eigenvectors of the small Gram matrix AᵀA cost a fifth of an SVD, a few of them a tenth, but
+rounding moves its eigenvalues σ² by about eps·σ1². That is harmless at the top; what is small is
+either refined on A itself (`ends`) or, where the spectrum is too wide for that, left to LAPACK's
+SVD.
 """
 
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+from mergelib import lapack
 
 TOP = 1e-3  # of σ1: below this the Gram matrix blurs a singular vector
 FULL = 1e-4  # of σ1: likewise where orthonormal left and right factors are wanted
@@ -31,20 +34,27 @@ class Ends:
 
 
 def small_gram(tall: Tensor) -> Tensor:
-    """AᵀA of (m, n) with m ≥ n: (n, n), from the upper blocks alone."""
-    n = tall.shape[1]
-    width = max(64, -(-n // 4))
-    gram = tall.new_empty(n, n)
-    for start in range(0, n, width):
-        rows = slice(start, start + width)
-        gram[rows, start:] = tall[:, rows].T @ tall[:, start:]
-        gram[start + width :, rows] = gram[rows, start + width :].T  # its own block stands
-    return gram
+    """AᵀA of float64 (m, n), m ≥ n: (n, n), of which the lower triangle counts."""
+    return lapack.gram(tall) if tall.device.type == "cpu" else tall.T @ tall
 
 
-def _eigen(tall: Tensor) -> tuple[Tensor, Tensor]:
-    """Squared singular values, ascending, and right singular vectors, as AᵀA has them."""
-    return torch.linalg.eigh(small_gram(tall))
+class _Whole:
+    """All eigenvectors of a symmetric matrix, on any device; as `lapack.Tridiagonal`, which
+    finds few on the CPU.
+    """
+
+    def __init__(self, matrix: Tensor) -> None:
+        self.values, self._vectors = torch.linalg.eigh(matrix)
+        self._count = 0
+
+    def vectors(self, first: int, last: int) -> Tensor:
+        if first == 0:
+            self._count = last
+        return self._vectors[:, first:last]
+
+    def solve_outside(self, right: Tensor, shifts: Tensor) -> Tensor:
+        others, values = self._vectors[:, self._count :], self.values[self._count :]
+        return others @ ((others.T @ right) / (values[:, None] - shifts))
 
 
 def _svd(tall: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -64,7 +74,7 @@ def thin_factors(matrix: Tensor, rank: int | None = None) -> tuple[Tensor, Tenso
         v, s, u = thin_factors(matrix.T, rank)
         return u, s, v
     tall = matrix.double()
-    squares, vectors = _eigen(tall)
+    squares, vectors = torch.linalg.eigh(small_gram(tall))
     s = squares.clamp(min=0).sqrt().flip(0)[:rank]
     if not len(s) or s[-1] < FULL * s[0] or s[0] == 0:
         u, s, v = _svd(tall)
@@ -88,45 +98,55 @@ def ends(matrix: Tensor, sigmas: int = 100, k: int = 10) -> Ends:
     tall = matrix.double()
     n = tall.shape[1]
     k = min(k, n)
-    if not tall.any():
+    if not tall[0].any() and not tall.any():
         u, v = torch.eye(*tall.shape).to(tall), torch.eye(n).to(tall)
         return Ends(tall.new_zeros(min(sigmas, n)), u[:, :k], v[:, :k], u[:, n - k : n], v[:, -k:])
-    if n > k + GUARD:
-        squares, vectors = _eigen(tall)
-        sigma = squares.clamp(min=0).sqrt().flip(0)[:sigmas]
-        top, v = sigma[:k], vectors[:, -k:].flip(1)
-        low = _bottom(tall, squares, vectors, k) if top[-1] > TOP * top[0] else None
-        if low is not None:
-            return Ends(sigma, (tall @ v) / top, v, *low)
+    if n > k + GUARD and (found := _by_gram(tall, sigmas, k)):
+        return found
     u, s, v = _svd(tall)
     return Ends(s[:sigmas], u[:, :k], v[:, :k], u[:, -k:], v[:, -k:])
 
 
-def _bottom(tall: Tensor, squares: Tensor, vectors: Tensor, k: int) -> tuple[Tensor, Tensor] | None:
+def _by_gram(tall: Tensor, sigmas: int, k: int) -> Ends | None:
+    """`ends` from AᵀA; None where that cannot give them."""
+    gram, n = small_gram(tall), tall.shape[1]
+    try:
+        eigen = lapack.Tridiagonal(gram) if tall.device.type == "cpu" else _Whole(gram)
+        sigma = eigen.values.clamp(min=0).sqrt().flip(0)
+        top = sigma[:k]
+        low = _bottom(tall, eigen, k) if top[-1] > TOP * top[0] else None
+        if low is None:
+            return None
+        v = eigen.vectors(n - k, n).flip(1)
+    except torch.linalg.LinAlgError:
+        return None
+    return Ends(sigma[:sigmas], (tall @ v) / top, v, *low)
+
+
+def _bottom(
+    tall: Tensor, eigen: lapack.Tridiagonal | _Whole, k: int
+) -> tuple[Tensor, Tensor] | None:
     """Last k left and right singular vectors, in descending order; None where they do not settle.
 
     W, the bottom of the eigenvectors of AᵀA, is off by about eps·σ1² over a gap of squares. What
     AᵀA loses, the products A W and Aᵀ(A W) keep: the SVD of A W sorts out W itself, and the rest C
-    gives the first-order turn X_ij = c_i·(AᵀA w_j − σ_j² w_j) / (σ_i² − σ_j²), until it is nil.
+    gives the first-order turn Σ_i c_i (c_i·(AᵀA w_j − σ_j² w_j)) / (σ_i² − σ_j²), until it is nil.
     """
     settled = False
-    size = k + GUARD
-    w, c = vectors[:, :size], vectors[:, size:]
-    outside = squares[size:]
+    w = eigen.vectors(0, k + GUARD)
     for _ in range(STEPS):
         u, s, rt = torch.linalg.svd(tall @ w, full_matrices=False)  # descending
         w = w @ rt.T
-        inner = w[:, -k:]
+        inner, images = w[:, -k:], u[:, -k:]
         if settled:
-            return u[:, -k:], inner
-        if s[-1] < NULL * squares[-1].sqrt():
+            return images, inner
+        if s[-1] < NULL * eigen.values[-1].sqrt():
             return None
-        value = s[-k:] ** 2
-        residual = tall.T @ (tall @ inner) - inner * value
-        turn = (c.T @ residual) / (outside[:, None] - value)
+        residual = tall.T @ (images * s[-k:]) - inner * s[-k:] ** 2
+        turn = eigen.solve_outside(residual, s[-k:] ** 2)
         angle = turn.norm(dim=0).max()
         if not angle < LOST:  # nan too
             return None
-        w = torch.linalg.qr(torch.cat([w[:, :-k], inner - c @ turn], dim=1))[0]
+        w = torch.linalg.qr(torch.cat([w[:, :-k], inner - turn], dim=1))[0]
         settled = angle < SETTLED
     return None

@@ -118,7 +118,7 @@ def _feed(state: Any, part: Any) -> None:
     if isinstance(part, Tensor):
         part = part.detach().cpu().contiguous()
         state.update(f"tensor {part.dtype} {tuple(part.shape)}\n".encode())
-        state.update(part.flatten().view(torch.uint8).numpy().tobytes())
+        state.update(part.flatten().view(torch.uint8).numpy())
     elif isinstance(part, np.ndarray):
         state.update(f"array {part.dtype} {part.shape}\n".encode())
         state.update(np.ascontiguousarray(part).tobytes())

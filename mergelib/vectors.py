@@ -5,6 +5,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -13,12 +14,13 @@ from torch import Tensor
 from mergelib.errors import MergelibError
 from mergelib.parallel import threaded
 
+Result = TypeVar("Result")
 Source = Path | str | Mapping[str, Tensor]  # a checkpoint (see checkpoints), or tensors
 
-CHUNK = 1 << 13  # columns of a Gram product in float64 at a time: 20 models' stay in the cache
-CHUNK_ROWS = 1 << 15  # likewise where one model's at a time do
+CHUNK = 1 << 17  # columns of a Gram product in float64 at a time; fewer, and threads wait in Python
+CHUNK_ROWS = 1 << 15  # likewise where one model's at a time do, which stay in the cache
 CHUNK_CUDA = 1 << 22
-RUN = 1 << 23  # entries of a run of tensors, between which mapped files are let go
+RUN = 1 << 22  # entries of a run of tensors, between which mapped files are let go
 
 
 @dataclass(frozen=True)
@@ -106,8 +108,26 @@ def task_vectors(base: Source, tuned: Sequence[Source]) -> Iterator[tuple[str, T
     """
     with models(base, tuned) as (origin, others):
         for name in sorted(origin.floating):
-            start = origin.read(name).double()
-            yield name, torch.stack([other.read(name).double() - start for other in others])
+            start = origin.read(name)
+            yield name, torch.stack([difference(other.read(name), start) for other in others])
+
+
+def difference(
+    tuned: Tensor, start: Tensor, device: str = "cpu", out: Tensor | None = None
+) -> Tensor:
+    """θ_t − θ_0 of one tensor in float64, so that it is exact for float32; `out` or a new one."""
+    if out is None:
+        out = torch.empty(start.shape, dtype=torch.float64, device=device)
+    if out.is_cpu:  # numpy casts as it goes, in half of torch's time
+        np.subtract(_array(tuned), _array(start), out=out.numpy(), dtype=np.float64)
+        return out
+    return torch.sub(tuned.to(out), start.to(out), out=out)
+
+
+def _array(tensor: Tensor) -> np.ndarray:
+    """A tensor's numbers as an array; numpy has no bfloat16."""
+    tensor = tensor.detach().cpu()
+    return (tensor if tensor.dtype.itemsize >= 4 else tensor.float()).numpy()
 
 
 def gram(vectors: Tensor | Sequence[Tensor]) -> np.ndarray:
@@ -115,7 +135,8 @@ def gram(vectors: Tensor | Sequence[Tensor]) -> np.ndarray:
 
     The sums run in float64: in float32 the cosines of long vectors exceed 1.
     """
-    return _gram([vector.reshape(-1) for vector in vectors], None, "cpu")
+    flat = [vector.reshape(-1) for vector in vectors]
+    return _gram(flat, flat[0].new_zeros(1).expand(len(flat[0])), "cpu")
 
 
 def grams(
@@ -127,14 +148,31 @@ def grams(
     spares the differences of all others and is within 1e-15 ‖τ_r‖ ‖θ_t‖ of τ_r·τ_t.
     Raises MergelibError as `task_vectors` does.
     """
+
+    def work(name: str, origin: Weights, others: Sequence[Weights]) -> np.ndarray:
+        return tensor_gram(name, origin, others, rows, device)
+
+    return dict(sweep(base, tuned, work))
+
+
+def sweep(
+    base: Source,
+    tuned: Sequence[Source],
+    work: Callable[[str, Weights, Sequence[Weights]], Result],
+) -> Iterator[tuple[str, Result]]:
+    """Yield (name, work(name, base, models)) for each floating-point tensor, in alphabetical order.
+
+    Runs of tensors are worked on in parallel, one core each. Raises MergelibError as `models` does.
+    """
     with models(base, tuned) as (origin, _):
         runs = _runs({name: origin.shapes[name] for name in sorted(origin.floating)})
 
-    def of_run(names: Sequence[str]) -> dict[str, np.ndarray]:
+    def of_run(names: Sequence[str]) -> list[tuple[str, Result]]:
         with models(base, tuned) as (origin, others):
-            return {name: _tensor_gram(origin, others, name, rows, device) for name in names}
+            return [(name, work(name, origin, others)) for name in names]
 
-    return {name: found for run in threaded(of_run, runs) for name, found in run.items()}
+    for found in threaded(of_run, runs):
+        yield from found
 
 
 def _runs(shapes: Mapping[str, Sequence[int]]) -> list[list[str]]:
@@ -150,13 +188,14 @@ def _runs(shapes: Mapping[str, Sequence[int]]) -> list[list[str]]:
     return found
 
 
-def _tensor_gram(
+def tensor_gram(
+    name: str,
     origin: Weights,
     others: Sequence[Weights],
-    name: str,
-    rows: Sequence[int] | None,
-    device: str,
+    rows: Sequence[int] | None = None,
+    device: str = "cpu",
 ) -> np.ndarray:
+    """One tensor's part of `grams`. Raises MergelibError for NaN or infinite entries."""
     start, *flat = (weights.get(name).reshape(-1) for weights in (origin, *others))
     found = _gram(flat, start, device) if rows is None else _rows(flat, start, rows, device)
     if not np.isfinite(found).all():  # rather than look through all entries before
@@ -166,7 +205,7 @@ def _tensor_gram(
     return found
 
 
-def _gram(flat: Sequence[Tensor], start: Tensor | None, device: str) -> np.ndarray:
+def _gram(flat: Sequence[Tensor], start: Tensor, device: str) -> np.ndarray:
     """(v_i − start)·(v_j − start) of T vectors: (T, T)."""
     size, chunk = len(flat[0]), CHUNK if device == "cpu" else CHUNK_CUDA
     memory = torch.empty(len(flat), min(chunk, size), dtype=torch.float64, device=device)
@@ -175,35 +214,36 @@ def _gram(flat: Sequence[Tensor], start: Tensor | None, device: str) -> np.ndarr
         part = slice(begin, begin + chunk)
         block = memory[:, : size - begin]
         for row, vector in zip(block, flat, strict=True):
-            _fill(row, vector[part])
-        if start is not None:
-            block -= start[part].to(block)
+            difference(vector[part], start[part], out=row)
         total += block @ block.T
     return ((total + total.T) / 2).cpu().numpy()
 
 
 def _rows(flat: Sequence[Tensor], start: Tensor, rows: Sequence[int], device: str) -> np.ndarray:
     """(v_r − start)·(v_t − start) for r in `rows` and every t: (R, T)."""
-    size, chunk = len(start), CHUNK_ROWS if device == "cpu" else CHUNK_CUDA
-    memory = torch.empty(min(chunk, size), dtype=torch.float64, device=device)
-    total = torch.zeros(len(rows), len(flat), dtype=torch.float64, device=device)
-    for begin in range(0, size, chunk):
-        part = slice(begin, begin + chunk)
-        origin = start[part].to(total)
-        vectors = torch.stack([flat[row][part] for row in rows]).to(total) - origin
-        held = memory[: size - begin]
-        total += torch.stack([vectors @ _fill(held, other[part]) for other in flat], dim=1)
-        total -= (vectors @ origin)[:, None]
-    return total.cpu().numpy()
-
-
-def _fill(into: Tensor, vector: Tensor) -> Tensor:
-    """Copy a vector into float64; numpy's cast of float32 takes half the time of torch's."""
-    if into.device.type == "cpu" and vector.dtype == torch.float32:
-        into.numpy()[:] = vector.detach().numpy()
+    vectors = torch.empty(len(rows), len(start), dtype=torch.float64, device=device)
+    for vector, row in zip(vectors, rows, strict=True):
+        difference(flat[row], start, out=vector)
+    if device != "cpu":
+        columns = [vectors @ other.to(vectors) for other in (start, *flat)]
+        total = torch.stack(columns, dim=1).cpu().numpy()
     else:
-        into.copy_(vector)
-    return into
+        total = _products(vectors.numpy(), [_array(other) for other in (start, *flat)])
+    return total[:, 1:] - total[:, :1]
+
+
+def _products(vectors: np.ndarray, others: Sequence[np.ndarray]) -> np.ndarray:
+    """(R, N) times the vectors of N numbers, each cast to float64 in pieces: (R, len(others))."""
+    total = np.zeros((len(others), len(vectors)))
+    size = vectors.shape[1]
+    held = np.empty(min(CHUNK_ROWS, size))
+    for begin in range(0, size if len(vectors) else 0, CHUNK_ROWS):
+        part = slice(begin, begin + CHUNK_ROWS)
+        block, piece = vectors[:, part], held[: size - begin]
+        for row, other in zip(total, others, strict=True):
+            piece[...] = other[part]
+            row += block @ piece
+    return total.T
 
 
 def norms(gram: np.ndarray) -> np.ndarray:

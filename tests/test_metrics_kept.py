@@ -33,18 +33,14 @@ def files(tmp_path):
 def work(monkeypatch):
     """What the cache had computed: models summarized, and rows of Gram matrices."""
     done = {"summaries": [], "rows": []}
-    summarize, grams = kept.summarize, kept.grams
+    survey = kept.survey
 
-    def counted_summarize(base, model, device):
-        done["summaries"].append(model.stem)
-        return summarize(base, model, device)
-
-    def counted_grams(base, models, rows, device):
+    def counted(base, models, rows, fresh, device):
+        done["summaries"] += [models[t].stem for t in fresh]
         done["rows"].append(rows)
-        return grams(base, models, rows, device)
+        return survey(base, models, rows, fresh, device)
 
-    monkeypatch.setattr(kept, "summarize", counted_summarize)
-    monkeypatch.setattr(kept, "grams", counted_grams)
+    monkeypatch.setattr(kept, "survey", counted)
     return done
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from mergelib.errors import MergelibError
 from mergelib.merging.layer import Layer
 from mergelib.parallel import threaded
-from mergelib.vectors import Source, Weights, check_same, opened
+from mergelib.vectors import Source, Weights, check_same, difference, opened
 
 BATCH = 2**28  # bytes read between openings: pages of a mapped file count as memory until it closes
 HELD = 2**26  # bytes of task vectors of one tensor that are read once, however often they are used
@@ -76,15 +76,15 @@ def _found(
     name: str,
 ) -> Tensor:
     start = origin.read(name)
-    read = [partial(_difference, model, name, start) for model in models]
+    read = [partial(_task_vector, model, name, start) for model in models]
     if 8 * len(read) * start.numel() <= HELD:
         read = [cache(one) for one in read]
     triplets = None if kept is None else lambda t: _triplets(kept[t], name, start.shape)
     return work(start, Layer(name, start.shape, read, triplets))
 
 
-def _difference(model: Weights, name: str, start: Tensor) -> Tensor:
-    return model.read(name).double() - start  # in float64, so exact for float32
+def _task_vector(model: Weights, name: str, start: Tensor) -> Tensor:
+    return difference(model.read(name), start, start.device)
 
 
 def _triplets(kept: Weights, name: str, shape: torch.Size) -> tuple[Tensor, Tensor, Tensor]:

@@ -11,11 +11,10 @@ from mergelib.checkpoints import text_matrices
 from mergelib.contents import contents
 from mergelib.errors import MergelibError
 from mergelib.metrics.ingredients import Factors, Ingredients, ingredients
-from mergelib.metrics.kept import kept_grams, kept_summaries
+from mergelib.metrics.kept import kept_survey
 from mergelib.metrics.registry import EXTRA, METRICS, MODES, Metric, check_mode, find, metric
 from mergelib.metrics.summary import cross_accuracies, mean_activation, pool_gradients
-from mergelib.metrics.weights import summarize
-from mergelib.vectors import grams
+from mergelib.metrics.weights import summarize, survey
 
 CATEGORIES = ("task_vector", "effective_rank", "subspace", "activation", "gradient")
 EXTRA_CATEGORIES = ("cross_task", "base_knowledge", "principal_angles", "gradient_alignment")
@@ -80,12 +79,10 @@ def pairwise_of_checkpoints(
         raise MergelibError(f"{len(models)} model: metrics compare two or more, give another")
     zeros = text_matrices(base) if mode == "paper" else 0
     if cache is None:
-        layer_grams = grams(base, models, device=device)
-        summaries = [summarize(base, model, device) for model in models]
+        layer_grams, summaries = survey(base, models, device=device)
     else:
         keys = contents(cache, [base, *models])
-        layer_grams = kept_grams(cache, base, models, keys, device)
-        summaries = kept_summaries(cache, base, models, keys, device)
+        layer_grams, summaries = kept_survey(cache, base, models, keys, device)
     x = ingredients(base, models, summaries, zeros, layer_grams)
     rows = [*METRICS.rows(), *(EXTRA.rows() if extra else ())]
     names = [row.name for row in rows if row.category in OF_WEIGHTS]

@@ -8,20 +8,30 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
+from mergelib import lapack
 from mergelib.errors import MergelibError
+from mergelib.parallel import threaded
 from mergelib.vectors import Source, Weights, check_same, gram, grams, opened
 
 
 @dataclass(frozen=True)
 class Factors:
-    """Ends of the thin SVD τ = U Σ Vᵀ of one matrix (m, n) for T models; k = min(10, m, n)."""
+    """Ends of the thin SVD τ = U Σ Vᵀ of one matrix (m, n) for T models; k = min(10, m, n).
 
-    sigma: np.ndarray  # (T, min(100, m, n)), the largest, descending
-    u_top: np.ndarray  # (T, m, k)
-    v_top: np.ndarray  # (T, n, k)
-    u_bottom: np.ndarray  # (T, m, k), the last k of the min(m, n)
-    v_bottom: np.ndarray  # (T, n, k)
+    Bases are as they were kept, T models side by side.
+    """
+
+    sigma: np.ndarray  # (T, min(100, m, n)), the largest, descending, float64
+    u_top: np.ndarray  # (m, T, k)
+    v_top: np.ndarray  # (n, T, k)
+    v_bottom: np.ndarray  # (n, T, k), the last k of the min(m, n)
+
+    @property
+    def k(self) -> int:
+        """How many singular vectors there are at each end."""
+        return self.u_top.shape[2]
 
     @cached_property
     def left_top(self) -> np.ndarray:
@@ -39,12 +49,17 @@ class Factors:
         return squared_overlap(self.v_bottom)
 
 
+def basis_products(bases: np.ndarray) -> np.ndarray:
+    """B_iᵀ B_j of T bases (m, T, k), as one Gram matrix in float64: (T, k, T, k)."""
+    size, models, k = bases.shape
+    lower = lapack.gram(torch.from_numpy(bases.reshape(size, models * k).astype(np.float64)))
+    return (lower + lower.tril(-1).T).numpy().reshape(models, k, models, k)
+
+
 def squared_overlap(bases: np.ndarray) -> np.ndarray:
-    """‖B_iᵀ B_j‖_F² of T orthonormal bases (T, m, k), in one product: (T, T)."""
-    models, size, k = bases.shape
-    columns = torch.from_numpy(bases).permute(0, 2, 1).reshape(models * k, size)
-    blocks = (columns @ columns.T).reshape(models, k, models, k)
-    return (blocks**2).sum(dim=(1, 3)).numpy()
+    """‖B_iᵀ B_j‖_F² of T orthonormal bases (m, T, k): (T, T)."""
+    products = basis_products(bases)
+    return np.einsum("ikjl,ikjl->ij", products, products)
 
 
 @dataclass(frozen=True)
@@ -132,14 +147,18 @@ def _keys(file: Weights, prefix: str) -> list[str]:
     return sorted(key for key in file.shapes if key.startswith(prefix))
 
 
-def _stack(files: Sequence[Weights], key: str) -> np.ndarray:
+def _stack(files: Sequence[Weights], key: str, dim: int = 0) -> Tensor:
     if key not in files[0].shapes:
         raise MergelibError(f"{files[0].label} lacks {key!r}: summarize the model again")
-    return torch.stack([file.read(key).double() for file in files]).numpy()
+    stacked = torch.stack([file.get(key) for file in files], dim=dim)
+    if not torch.isfinite(stacked.sum(dtype=torch.float64)):
+        for file in files:
+            file.read(key)
+    return stacked
 
 
 def _optional(files: Sequence[Weights], key: str) -> np.ndarray | None:
-    return _stack(files, key) if key in files[0].shapes else None
+    return _stack(files, key).double().numpy() if key in files[0].shapes else None
 
 
 def _grams(files: Sequence[Weights], prefix: str) -> dict[str, np.ndarray]:
@@ -165,6 +184,10 @@ def _factors(files: Sequence[Weights], known: Container[str]) -> dict[str, Facto
                 f"{files[0].label} summarizes tensor {name!r}, which the checkpoints do not have: "
                 "summarize the checkpoints again"
             )
-    parts = [field.name for field in fields(Factors)]
-    found = {n: Factors(**{p: _stack(files, f"{p}/{n}") for p in parts}) for n in names}
-    return found or None
+    _, *bases = [field.name for field in fields(Factors)]
+
+    def of_tensor(name: str) -> Factors:
+        sigma = _stack(files, f"sigma/{name}").double().numpy()
+        return Factors(sigma, *(_stack(files, f"{part}/{name}", dim=1).numpy() for part in bases))
+
+    return dict(zip(names, threaded(of_tensor, names), strict=True)) or None

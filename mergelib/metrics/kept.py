@@ -11,65 +11,65 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mergelib.metrics.weights import summarize
+from mergelib.metrics.weights import survey
 from mergelib.store import digest, load_tensors, save_tensors
-from mergelib.vectors import Source, grams, opened
+from mergelib.vectors import Source, opened
 
-FORMAT = 1  # raised when what a file holds or how it is computed changes
+FORMAT = 2  # raised when what a file holds or how it is computed changes
+GROUP = 20  # models that are surveyed in one pass: what they make is in memory until they are kept
 
 
-def kept_summaries(
+def kept_survey(
     folder: Path, base: Source, models: Sequence[Source], keys: Sequence[str], device: str = "cpu"
-) -> list[Path]:
-    """Files of `summarize`; those that are missing are made. `keys`: contents of base and models.
+) -> tuple[dict[str, np.ndarray], list[Path]]:
+    """Gram matrices (T, T) by tensor, and files of summaries, as of `survey`; what is missing is
+    made. `keys`: contents of base and models.
 
-    Raises MergelibError as `summarize` does.
-    """
-    paths = []
-    for model, key in zip(models, keys[1:], strict=True):
-        paths.append(_file(folder, "summaries", keys[0], key))
-        if not paths[-1].is_file():
-            save_tensors(paths[-1], summarize(base, model, device))
-    return paths
-
-
-def kept_grams(
-    folder: Path, base: Source, models: Sequence[Source], keys: Sequence[str], device: str = "cpu"
-) -> dict[str, np.ndarray]:
-    """Gram matrices (T, T) by tensor, as `mergelib.vectors.grams`; missing entries are made.
-
-    A model's file holds `with/<content>` (L,), its products with others in the L tensors, in
-    alphabetical order. One new model among many costs its row, which reads all models once.
+    A model's file of Gram entries holds `with/<content>` (L,), its products with others in the L
+    tensors, in alphabetical order. One new model among many costs its row, which reads all models
+    once. Raises MergelibError as `survey` does.
     """
     origin, *keys = keys
+    summaries = [_file(folder, "summaries", origin, key) for key in keys]
     files = [_file(folder, "grams", origin, key) for key in keys]
     held = [load_tensors(file) if file.is_file() else {} for file in files]
     pairs = list(combinations_with_replacement(range(len(models)), 2))
-    missing = [pair for pair in pairs if _entry(held, keys, *pair) is None]
-    if missing:
-        rows = _cover(missing)
-        whole = len(rows) > len(models) // 2
-        rows = list(range(len(models))) if whole else rows
-        found = grams(base, models, None if whole else rows, device)
+    rows = _cover([pair for pair in pairs if _entry(held, keys, *pair) is None])
+    fresh = [t for t, file in enumerate(summaries) if not file.is_file()]
+    todo = sorted({*rows, *fresh})
+    whole = len(models) // 2 < len(rows) and len(todo) <= GROUP
+    for start in range(0, len(todo), GROUP):
+        group = todo[start : start + GROUP]
+        some = list(range(len(models))) if whole else [t for t in group if t in rows]
+        new = [t for t in group if t in fresh]
+        found, made = survey(base, models, None if whole else some, new, device)
+        for t, summary in zip(new, made, strict=True):
+            save_tensors(summaries[t], summary)
         products = torch.from_numpy(np.stack(list(found.values()), axis=-1))  # (R, T, L)
-        for row, line in zip(rows, products, strict=True):
+        for row, line in zip(some, products, strict=True):
             for other, values in enumerate(line):
                 if not whole or other <= row:
                     held[row][f"with/{keys[other]}"] = values.clone()
             save_tensors(files[row], held[row])
-    names = _names(base)
-    total = np.empty((len(names), len(models), len(models)))
+    return _symmetric(base, held, keys, pairs), summaries
+
+
+def _symmetric(
+    base: Source,
+    held: Sequence[Mapping[str, Tensor]],
+    keys: Sequence[str],
+    pairs: Sequence[tuple[int, int]],
+) -> dict[str, np.ndarray]:
+    """Gram matrices (T, T) by tensor from the entries of the pairs."""
+    with opened(base) as weights:
+        names = sorted(weights.floating)
+    total = np.empty((len(names), len(keys), len(keys)))
     for i, j in pairs:
         total[:, i, j] = total[:, j, i] = _entry(held, keys, i, j)
     # A row's products with a model that did not move are rounding, not zero.
     still = np.diagonal(total, axis1=1, axis2=2) == 0
     total[still[:, :, None] | still[:, None, :]] = 0
     return dict(zip(names, total, strict=True))
-
-
-def _names(base: Source) -> list[str]:
-    with opened(base) as weights:
-        return sorted(weights.floating)
 
 
 def _file(folder: Path, kind: str, *keys: str) -> Path:

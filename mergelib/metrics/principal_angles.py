@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from mergelib.metrics.ingredients import Ingredients
+from mergelib.metrics.ingredients import Ingredients, basis_products
 from mergelib.metrics.registry import EXTRA, metric
 from mergelib.metrics.subspace import layer_mean
 
@@ -25,8 +25,8 @@ STATISTICS = {
 
 
 def principal_cosines(bases: np.ndarray) -> np.ndarray:
-    """Cosines of the principal angles of T orthonormal bases (T, m, k): (T, T, k), descending."""
-    products = np.einsum("imk,jml->ijkl", bases, bases, optimize=True)
+    """Cosines of the principal angles of T orthonormal bases (m, T, k): (T, T, k), descending."""
+    products = basis_products(bases).transpose(0, 2, 1, 3)
     return np.clip(np.linalg.svd(products, compute_uv=False), 0, 1)
 
 

@@ -12,6 +12,7 @@ import numpy as np
 from mergelib.metrics.ingredients import Factors, Ingredients
 from mergelib.metrics.registry import metric
 from mergelib.metrics.weights import TRIPLETS
+from mergelib.parallel import threaded
 
 CATEGORY = "subspace"
 
@@ -22,10 +23,10 @@ def layer_mean(
     """Mean over the matrices of a pairwise value (T, T); `zero_value` is that of a zero matrix."""
     factors: dict[str, Factors] = x.need("factors")
     total, count = 0.0, 0.0
-    for part in factors.values():
+    for part, values in zip(factors.values(), threaded(value, factors.values()), strict=True):
         alive = part.sigma[:, 0] > 0
         counts = np.outer(alive, alive) if mode == "corrected" else np.ones((len(alive),) * 2)
-        total = total + counts * value(part)
+        total = total + counts * values
         count = count + counts
     if mode == "paper":
         total = total + x.zero_matrices * zero_value
@@ -52,7 +53,7 @@ def subspace_overlap(x: Ingredients, mode: str = "corrected") -> np.ndarray:
     power = 0.5 if mode == "corrected" else 1.0
 
     def value(part: Factors) -> np.ndarray:
-        return np.sqrt(part.left_top) / part.u_top.shape[2] ** power
+        return np.sqrt(part.left_top) / part.k**power
 
     return layer_mean(x, mode, value, TRIPLETS ** (0.5 - power))
 
@@ -60,22 +61,22 @@ def subspace_overlap(x: Ingredients, mode: str = "corrected") -> np.ndarray:
 @metric("right_subspace_overlap_top_k", CATEGORY, (0, 1))
 def right_subspace_overlap_top_k(x: Ingredients, mode: str = "corrected") -> np.ndarray:
     """‖V_iᵀ V_j‖_F / √k over the first k right vectors."""
-    return layer_mean(x, mode, lambda p: np.sqrt(p.right_top / p.v_top.shape[2]), 1.0)
+    return layer_mean(x, mode, lambda p: np.sqrt(p.right_top / p.k), 1.0)
 
 
 @metric("right_subspace_overlap_bottom_k", CATEGORY, (0, 1))
 def right_subspace_overlap_bottom_k(x: Ingredients, mode: str = "corrected") -> np.ndarray:
     """‖V_iᵀ V_j‖_F / √k over the last k right vectors of the thin SVD."""
-    return layer_mean(x, mode, lambda p: np.sqrt(p.right_bottom / p.v_bottom.shape[2]), 1.0)
+    return layer_mean(x, mode, lambda p: np.sqrt(p.right_bottom / p.k), 1.0)
 
 
 @metric("interaction_matrix_overlap_top_k", CATEGORY, (0, 1))
 def interaction_matrix_overlap_top_k(x: Ingredients, mode: str = "corrected") -> np.ndarray:
     """Mean squared singular value of V_iᵀ V_j, ‖V_iᵀ V_j‖_F² / k, over the first k."""
-    return layer_mean(x, mode, lambda p: p.right_top / p.v_top.shape[2], 1.0)
+    return layer_mean(x, mode, lambda p: p.right_top / p.k, 1.0)
 
 
 @metric("interaction_matrix_overlap_bottom_k", CATEGORY, (0, 1))
 def interaction_matrix_overlap_bottom_k(x: Ingredients, mode: str = "corrected") -> np.ndarray:
     """Mean squared singular value of V_iᵀ V_j, ‖V_iᵀ V_j‖_F² / k, over the last k."""
-    return layer_mean(x, mode, lambda p: p.right_bottom / p.v_bottom.shape[2], 1.0)
+    return layer_mean(x, mode, lambda p: p.right_bottom / p.k, 1.0)

@@ -1,38 +1,67 @@
-"""What the weights tell of one model: the ends of its task vector's singular value factors."""
+"""What the weights tell of models: Gram matrices, and the ends of the task vectors' factors."""
 
-import torch
+from collections.abc import Sequence
+
+import numpy as np
 from torch import Tensor
 
-from mergelib.factors import Ends, ends
-from mergelib.parallel import threaded
-from mergelib.vectors import Source, models
+from mergelib.factors import ends
+from mergelib.vectors import Source, Weights, difference, sweep, tensor_gram
 
 SIGMAS = 100  # singular values kept per matrix
 TRIPLETS = 10  # singular vectors kept at each end
 
+Summary = dict[str, Tensor]
 
-def summarize(base: Source, tuned: Source, device: str = "cpu") -> dict[str, Tensor]:
-    """Ends of the thin SVD of every 2-D tensor of one task vector, as a flat dict.
 
-    `sigma/<tensor>` (min(100, m, n),) float64 and, with k = min(10, m, n), `u_top/<tensor>` (m, k),
-    `v_top/…` (n, k), `u_bottom/…` (m, k), `v_bottom/…` (n, k), float32. All is computed in float64
+def survey(
+    base: Source,
+    tuned: Sequence[Source],
+    rows: Sequence[int] | None = None,
+    fresh: Sequence[int] | None = None,
+    device: str = "cpu",
+) -> tuple[dict[str, np.ndarray], list[Summary]]:
+    """Gram matrices of T models and summaries of some, in one pass over the checkpoints.
+
+    The first are `mergelib.vectors.grams`, with its `rows`. The second, of the models in `fresh`
+    (None: all), are flat dicts: for every 2-D tensor `sigma/<tensor>` (min(100, m, n),) float64
+    and, with k = min(10, m, n), `u_top/<tensor>` (m, k), `v_top/…` (n, k), `u_bottom/…` (m, k),
+    `v_bottom/…` (n, k), float32, of the thin SVD of its task vector. All is computed in float64
     (accuracy: `mergelib.factors.ends`); float32 is enough to keep the vectors (6e-8 per entry,
     below what float32 checkpoints carry), while the values span many orders and cost nothing.
     Bottom = the last k of the thin SVD, in its order. Below the rank of a matrix its singular
-    vectors are arbitrary. One tensor for each thread is in memory at a time.
+    vectors are arbitrary. A few tensors for each thread are in memory at a time.
     Raises MergelibError as `mergelib.vectors.task_vectors` does.
-    Source: published metrics, category subspace.
+    Source: published metrics, categories task vector, effective rank and subspace.
     """
-    kept: dict[str, Tensor] = {}
-    with models(base, [tuned]) as (origin, (model,)):
-        names = sorted(name for name in origin.floating if len(origin.shapes[name]) == 2)
+    fresh = range(len(tuned)) if fresh is None else fresh
 
-        def of_tensor(name: str) -> Ends:
-            start = origin.read(name).to(device, torch.float64)
-            return ends(model.read(name).to(device, torch.float64) - start, SIGMAS, TRIPLETS)
+    def work(
+        name: str, origin: Weights, others: Sequence[Weights]
+    ) -> tuple[np.ndarray, list[Summary]]:
+        gram = tensor_gram(name, origin, others, rows, device)
+        if len(origin.shapes[name]) != 2:
+            return gram, [{} for _ in fresh]
+        start = origin.read(name)
+        return gram, [_summary(name, others[t].read(name), start, device) for t in fresh]
 
-        for name, found in zip(names, threaded(of_tensor, names), strict=True):
-            kept[f"sigma/{name}"] = found.sigma.clone()
-            for end in ("u_top", "v_top", "u_bottom", "v_bottom"):
-                kept[f"{end}/{name}"] = getattr(found, end).float().contiguous()
+    grams: dict[str, np.ndarray] = {}
+    summaries: list[Summary] = [{} for _ in fresh]
+    for name, (gram, parts) in sweep(base, tuned, work):
+        grams[name] = gram
+        for summary, part in zip(summaries, parts, strict=True):
+            summary |= part
+    return grams, summaries
+
+
+def _summary(name: str, tuned: Tensor, start: Tensor, device: str) -> Summary:
+    found = ends(difference(tuned, start, device), SIGMAS, TRIPLETS)
+    kept = {f"sigma/{name}": found.sigma.clone()}
+    for end in ("u_top", "v_top", "u_bottom", "v_bottom"):
+        kept[f"{end}/{name}"] = getattr(found, end).float().contiguous()
     return {key: part.cpu() for key, part in kept.items()}
+
+
+def summarize(base: Source, tuned: Source, device: str = "cpu") -> Summary:
+    """The summary of one model; see `survey`."""
+    return survey(base, [tuned], rows=[], device=device)[1][0]

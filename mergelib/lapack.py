@@ -1,0 +1,129 @@
+"""Gram matrices, and some eigenvectors of a symmetric matrix, on one CPU core a thread.
+
+torch computes whole products and whole decompositions only: twice the work of half a Gram matrix,
+and of a few eigenvectors. SciPy's wrappers of BLAS and LAPACK do less, but hold Python's lock, so
+that threads wait for each other. SciPy exports the routines to compiled code too
+(`scipy.linalg.cython_blas`, `cython_lapack`), and ctypes calls those without the lock.
+"""
+
+import ctypes
+from functools import cache
+
+import torch
+from scipy.linalg import cython_blas, cython_lapack
+from torch import Tensor
+
+BLOCK = 64  # columns of workspace that the blocked routines ask for
+
+
+@cache
+def _routine(name: str) -> ctypes._CFuncPtr:
+    """A routine of SciPy's, which returns nothing and takes pointers."""
+    api = ctypes.pythonapi
+    api.PyCapsule_GetName.restype = ctypes.c_char_p
+    api.PyCapsule_GetName.argtypes = [ctypes.py_object]
+    api.PyCapsule_GetPointer.restype = ctypes.c_void_p
+    api.PyCapsule_GetPointer.argtypes = [ctypes.py_object, ctypes.c_char_p]
+    capsule = (cython_blas.__pyx_capi__ | cython_lapack.__pyx_capi__)[name]
+    address = api.PyCapsule_GetPointer(capsule, api.PyCapsule_GetName(capsule))
+    return ctypes.CFUNCTYPE(None)(address)
+
+
+def _pointer(argument: Tensor | bytes | int | float) -> object:
+    if isinstance(argument, Tensor):
+        return ctypes.c_void_p(argument.data_ptr())
+    if isinstance(argument, bytes):
+        return ctypes.c_char_p(argument)
+    kind = ctypes.c_double if isinstance(argument, float) else ctypes.c_int
+    return ctypes.byref(kind(argument))
+
+
+def _call(name: str, *arguments: Tensor | bytes | int | float) -> None:
+    _routine(name)(*map(_pointer, arguments))
+
+
+def _solve(name: str, *arguments: Tensor | bytes | int | float) -> None:
+    """Call a LAPACK routine, whose last argument, `info`, is added; LinAlgError if it fails."""
+    info = torch.zeros(1, dtype=torch.int32)
+    _call(name, *arguments, info)
+    if info:
+        raise torch.linalg.LinAlgError(f"LAPACK's {name} fails with {int(info)}")
+
+
+def gram(tall: Tensor) -> Tensor:
+    """AᵀA of a float64 matrix (m, n) on the CPU: (n, n), its lower triangle; the rest is zero."""
+    m, n = tall.shape
+    if tall.stride(0) != 1 or tall.stride(1) < m:  # what is not columns, as BLAS has them, is rows
+        tall = tall.contiguous()
+    by_columns = tall.stride(0) == 1 and tall.stride(1) >= m
+    layout = (b"T", n, m) if by_columns else (b"N", n, m)
+    lead = max(1, tall.stride(1) if by_columns else tall.stride(0))
+    found = tall.new_zeros(n, n)  # the upper triangle of its rows is the lower of its columns
+    _call("dsyrk", b"U", *layout, 1.0, tall, lead, 0.0, found, max(1, n))
+    return found
+
+
+class Tridiagonal:
+    """A symmetric float64 matrix (n, n) on the CPU as Q T Qᵀ, T tridiagonal.
+
+    Its lower triangle is read. `values` (n,) are the eigenvalues, ascending, within about eps ‖A‖.
+    Raises LinAlgError where LAPACK fails.
+    Source: LAPACK's dsytrd, dsterf, dstemr (Dhillon and Parlett 2004), dormtr and dgtsv.
+    """
+
+    def __init__(self, matrix: Tensor) -> None:
+        n = self.size = len(matrix)
+        self._reflectors = matrix.contiguous().clone()
+        self._diagonal, self._beside, self._scales = (matrix.new_zeros(n) for _ in range(3))
+        parts = (self._diagonal, self._beside, self._scales)
+        work = matrix.new_empty(BLOCK * n)
+        _solve("dsytrd", b"U", n, self._reflectors, n, *parts, work, len(work))
+        self.values = self._diagonal.clone()
+        _solve("dsterf", n, self.values, self._beside.clone())
+        self._lowest = matrix.new_empty(n, 0)
+
+    def vectors(self, first: int, last: int) -> Tensor:
+        """Orthonormal eigenvectors of the values first:last, as columns: (n, last − first)."""
+        found = self._of_tridiagonal(first, last)
+        if first == 0:
+            self._lowest = found
+        return self._turned(found, b"N")
+
+    def solve_outside(self, right: Tensor, shifts: Tensor) -> Tensor:
+        """x_j = P (A − s_j)⁻¹ P b_j of (n, k), P projecting on all eigenvectors but the lowest.
+
+        Those are the ones that `vectors(0, count)` was last asked for.
+        """
+        columns = self._outside(self._turned(right, b"T")).T.contiguous()
+        for column, shift in zip(columns, shifts.tolist(), strict=True):
+            diagonal = self._diagonal - shift
+            below, above = self._beside.clone(), self._beside.clone()
+            _solve("dgtsv", self.size, 1, below, diagonal, above, column, self.size)
+        # A shift is close to one of the lowest values, whose vector rounding brings in.
+        return self._turned(self._outside(self._outside(columns.T)), b"N")
+
+    def _outside(self, columns: Tensor) -> Tensor:
+        return columns - self._lowest @ (self._lowest.T @ columns)
+
+    def _of_tridiagonal(self, first: int, last: int) -> Tensor:
+        n, count = self.size, last - first
+        found = self._diagonal.new_empty(count, n)
+        values, work = self._diagonal.new_empty(n), self._diagonal.new_empty(18 * n)
+        whole, support = (torch.empty(size, dtype=torch.int32) for size in (10 * n, 2 * count))
+        copies = (self._diagonal.clone(), self._beside.clone())
+        counted, accurate = torch.zeros(1, dtype=torch.int32), torch.ones(1, dtype=torch.int32)
+        wanted = (0.0, 0.0, first + 1, last)
+        _solve(
+            *("dstemr", b"V", b"I", n, *copies, *wanted, counted, values, found, n, count),
+            *(support, accurate, work, len(work), whole, len(whole)),
+        )
+        return found.T
+
+    def _turned(self, columns: Tensor, transposed: bytes) -> Tensor:
+        """Q or Qᵀ times columns (n, k)."""
+        held = columns.T.contiguous().clone()  # LAPACK's columns are torch's rows
+        n, count = self.size, len(held)
+        work = held.new_empty(BLOCK * (count + BLOCK + 1))  # with less it goes column by column
+        shape = (b"L", b"U", transposed, n, count)
+        _solve("dormtr", *shape, self._reflectors, n, self._scales, held, n, work, len(work))
+        return held.T
