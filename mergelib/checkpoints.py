@@ -14,7 +14,7 @@ import re
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from pickle import UnpicklingError
 from zipfile import is_zipfile
@@ -128,10 +128,18 @@ def _safetensors(path: Path, stack: ExitStack) -> Weights:
         raise MergelibError(
             f"{path} is truncated or no safetensors file ({error}): write or copy it again"
         ) from None
-    slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
-    shapes = {name: tuple(part.get_shape()) for name, part in slices.items()}
-    floating = frozenset(name for name, part in slices.items() if "F" in part.get_dtype())
+    stat = path.stat()
+    shapes, floating = _header(path, stat.st_size, stat.st_mtime_ns, stat.st_ino)
     return Weights(str(path), shapes, floating, file.get_tensor)
+
+
+@lru_cache(maxsize=256)  # sweeps open a file again and again, to let go of what was mapped
+def _header(path: Path, *stamp: int) -> tuple[dict[str, tuple[int, ...]], frozenset[str]]:
+    """Shapes by name, and the names of floating-point tensors."""
+    with safe_open(path, framework="pt") as file:
+        slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
+    shapes = {name: tuple(part.get_shape()) for name, part in slices.items()}
+    return shapes, frozenset(name for name, part in slices.items() if "F" in part.get_dtype())
 
 
 def _pickled(path: Path) -> Weights:
