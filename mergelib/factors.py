@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from mergelib import lapack
+from mergelib.lapack import small_gram
 
 TOP = 1e-3  # of σ1: below this the Gram matrix blurs a singular vector
 FULL = 1e-4  # of σ1: likewise where orthonormal left and right factors are wanted
@@ -33,11 +34,6 @@ class Ends:
     v_bottom: Tensor  # (n, k)
 
 
-def small_gram(tall: Tensor) -> Tensor:
-    """AᵀA of float64 (m, n), m ≥ n: (n, n), of which the lower triangle counts."""
-    return lapack.gram(tall) if tall.device.type == "cpu" else tall.T @ tall
-
-
 class _Whole:
     """All eigenvectors of a symmetric matrix, on any device; as `lapack.Tridiagonal`, which
     finds few on the CPU.
@@ -45,15 +41,14 @@ class _Whole:
 
     def __init__(self, matrix: Tensor) -> None:
         self.values, self._vectors = torch.linalg.eigh(matrix)
-        self._count = 0
+        self._low = 0
 
-    def vectors(self, first: int, last: int) -> Tensor:
-        if first == 0:
-            self._count = last
-        return self._vectors[:, first:last]
+    def ends(self, low: int, high: int) -> tuple[Tensor, Tensor]:
+        self._low = low
+        return self._vectors[:, :low], self._vectors[:, len(self.values) - high :]
 
     def solve_outside(self, right: Tensor, shifts: Tensor) -> Tensor:
-        others, values = self._vectors[:, self._count :], self.values[self._count :]
+        others, values = self._vectors[:, self._low :], self.values[self._low :]
         return others @ ((others.T @ right) / (values[:, None] - shifts))
 
 
@@ -109,22 +104,24 @@ def ends(matrix: Tensor, sigmas: int = 100, k: int = 10) -> Ends:
 
 def _by_gram(tall: Tensor, sigmas: int, k: int) -> Ends | None:
     """`ends` from AᵀA; None where that cannot give them."""
-    gram, n = small_gram(tall), tall.shape[1]
+    gram = small_gram(tall)
     try:
         eigen = lapack.Tridiagonal(gram) if tall.device.type == "cpu" else _Whole(gram)
         sigma = eigen.values.clamp(min=0).sqrt().flip(0)
         top = sigma[:k]
-        low = _bottom(tall, eigen, k) if top[-1] > TOP * top[0] else None
-        if low is None:
+        if not top[-1] > TOP * top[0]:
             return None
-        v = eigen.vectors(n - k, n).flip(1)
+        low, high = eigen.ends(k + GUARD, k)
+        images = tall @ torch.cat([low, high], dim=1)  # one pass over A, the slow part
+        bottom = _bottom(tall, eigen, low, images[:, :-k], k)
     except torch.linalg.LinAlgError:
         return None
-    return Ends(sigma[:sigmas], (tall @ v) / top, v, *low)
+    u = images[:, -k:].flip(1) / top
+    return Ends(sigma[:sigmas], u, high.flip(1), *bottom) if bottom else None
 
 
 def _bottom(
-    tall: Tensor, eigen: lapack.Tridiagonal | _Whole, k: int
+    tall: Tensor, eigen: lapack.Tridiagonal | _Whole, w: Tensor, images: Tensor, k: int
 ) -> tuple[Tensor, Tensor] | None:
     """Last k left and right singular vectors, in descending order; None where they do not settle.
 
@@ -133,20 +130,20 @@ def _bottom(
     gives the first-order turn Σ_i c_i (c_i·(AᵀA w_j − σ_j² w_j)) / (σ_i² − σ_j²), until it is nil.
     """
     settled = False
-    w = eigen.vectors(0, k + GUARD)
     for _ in range(STEPS):
-        u, s, rt = torch.linalg.svd(tall @ w, full_matrices=False)  # descending
+        u, s, rt = torch.linalg.svd(images, full_matrices=False)  # descending
         w = w @ rt.T
-        inner, images = w[:, -k:], u[:, -k:]
+        left, right, value = u[:, -k:], w[:, -k:], s[-k:]
         if settled:
-            return images, inner
+            return left, right
         if s[-1] < NULL * eigen.values[-1].sqrt():
             return None
-        residual = tall.T @ (images * s[-k:]) - inner * s[-k:] ** 2
-        turn = eigen.solve_outside(residual, s[-k:] ** 2)
+        residual = tall.T @ (left * value) - right * value**2
+        turn = eigen.solve_outside(residual, value**2)
         angle = turn.norm(dim=0).max()
         if not angle < LOST:  # nan too
             return None
-        w = torch.linalg.qr(torch.cat([w[:, :-k], inner - turn], dim=1))[0]
+        w = torch.linalg.qr(torch.cat([w[:, :-k], right - turn], dim=1))[0]
+        images = tall @ w
         settled = angle < SETTLED
     return None

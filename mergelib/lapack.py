@@ -13,6 +13,7 @@ import torch
 from scipy.linalg import cython_blas, cython_lapack
 from torch import Tensor
 
+EPS = torch.finfo(torch.float64).eps
 BLOCK = 64  # columns of workspace that the blocked routines ask for
 
 
@@ -50,16 +51,19 @@ def _solve(name: str, *arguments: Tensor | bytes | int | float) -> None:
         raise torch.linalg.LinAlgError(f"LAPACK's {name} fails with {int(info)}")
 
 
-def gram(tall: Tensor) -> Tensor:
-    """AᵀA of a float64 matrix (m, n) on the CPU: (n, n), its lower triangle; the rest is zero."""
+def small_gram(tall: Tensor) -> Tensor:
+    """AᵀA of a float64 matrix (m, n), on its device: (n, n), of which the lower triangle counts."""
+    if not tall.is_cpu:
+        return tall.T @ tall
     m, n = tall.shape
     if tall.stride(0) != 1 or tall.stride(1) < m:  # what is not columns, as BLAS has them, is rows
-        tall = tall.contiguous()
-    by_columns = tall.stride(0) == 1 and tall.stride(1) >= m
-    layout = (b"T", n, m) if by_columns else (b"N", n, m)
-    lead = max(1, tall.stride(1) if by_columns else tall.stride(0))
-    found = tall.new_zeros(n, n)  # the upper triangle of its rows is the lower of its columns
-    _call("dsyrk", b"U", *layout, 1.0, tall, lead, 0.0, found, max(1, n))
+        tall = tall if tall.stride(1) == 1 and tall.stride(0) >= n else tall.contiguous()
+        layout, lead = b"N", tall.stride(0)
+    else:
+        layout, lead = b"T", tall.stride(1)
+    found = tall.new_zeros(n, n)  # the upper triangle of its columns is the lower of its rows
+    sizes = (n, m, 1.0, tall, max(1, lead), 0.0, found, max(1, n))
+    _call("dsyrk", b"U", layout, *sizes)
     return found
 
 
@@ -67,8 +71,9 @@ class Tridiagonal:
     """A symmetric float64 matrix (n, n) on the CPU as Q T Qᵀ, T tridiagonal.
 
     Its lower triangle is read. `values` (n,) are the eigenvalues, ascending, within about eps ‖A‖.
-    Raises LinAlgError where LAPACK fails.
-    Source: LAPACK's dsytrd, dsterf, dstemr (Dhillon and Parlett 2004), dormtr and dgtsv.
+    Raises LinAlgError where LAPACK fails, or where vectors are asked for and T falls into blocks,
+    as it does for a null row or equal values.
+    Source: LAPACK's dsytrd, dsterf, dstein, dormtr and dgtsv.
     """
 
     def __init__(self, matrix: Tensor) -> None:
@@ -82,17 +87,19 @@ class Tridiagonal:
         _solve("dsterf", n, self.values, self._beside.clone())
         self._lowest = matrix.new_empty(n, 0)
 
-    def vectors(self, first: int, last: int) -> Tensor:
-        """Orthonormal eigenvectors of the values first:last, as columns: (n, last − first)."""
-        found = self._of_tridiagonal(first, last)
-        if first == 0:
-            self._lowest = found
-        return self._turned(found, b"N")
+    def ends(self, low: int, high: int) -> tuple[Tensor, Tensor]:
+        """Orthonormal eigenvectors, as columns, of the lowest values and of the highest, ascending:
+        (n, low) and (n, high).
+        """
+        self._lowest = self._of_tridiagonal(0, low)
+        highest = self._of_tridiagonal(self.size - high, self.size)
+        both = self._turned(torch.cat([self._lowest, highest], dim=1), b"N")
+        return both[:, :low], both[:, low:]
 
     def solve_outside(self, right: Tensor, shifts: Tensor) -> Tensor:
         """x_j = P (A − s_j)⁻¹ P b_j of (n, k), P projecting on all eigenvectors but the lowest.
 
-        Those are the ones that `vectors(0, count)` was last asked for.
+        Those are the `low` ones that `ends` was last asked for.
         """
         columns = self._outside(self._turned(right, b"T")).T.contiguous()
         for column, shift in zip(columns, shifts.tolist(), strict=True):
@@ -106,17 +113,17 @@ class Tridiagonal:
         return columns - self._lowest @ (self._lowest.T @ columns)
 
     def _of_tridiagonal(self, first: int, last: int) -> Tensor:
+        """Eigenvectors of T, by inverse iteration, which takes an unreduced T."""
         n, count = self.size, last - first
-        found = self._diagonal.new_empty(count, n)
-        values, work = self._diagonal.new_empty(n), self._diagonal.new_empty(18 * n)
-        whole, support = (torch.empty(size, dtype=torch.int32) for size in (10 * n, 2 * count))
-        copies = (self._diagonal.clone(), self._beside.clone())
-        counted, accurate = torch.zeros(1, dtype=torch.int32), torch.ones(1, dtype=torch.int32)
-        wanted = (0.0, 0.0, first + 1, last)
-        _solve(
-            *("dstemr", b"V", b"I", n, *copies, *wanted, counted, values, found, n, count),
-            *(support, accurate, work, len(work), whole, len(whole)),
-        )
+        size = self._diagonal.abs() + self._beside.abs()
+        if n > 1 and not (self._beside[:-1].abs() > EPS * size.max()).all():
+            raise torch.linalg.LinAlgError("the tridiagonal matrix falls into blocks")
+        values = self.values.roll(-first)
+        block, ends = torch.ones(n, dtype=torch.int32), torch.full((n,), n, dtype=torch.int32)
+        found, work = values.new_empty(count, n), values.new_empty(5 * n)
+        whole, failed = torch.empty(n, dtype=torch.int32), torch.empty(count, dtype=torch.int32)
+        matrix = (n, self._diagonal, self._beside, count, values, block, ends)
+        _solve("dstein", *matrix, found, n, work, whole, failed)
         return found.T
 
     def _turned(self, columns: Tensor, transposed: bytes) -> Tensor:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from mergelib.errors import MergelibError
+from mergelib.lapack import small_gram
 from mergelib.parallel import threaded
 
 Result = TypeVar("Result")
@@ -118,10 +119,11 @@ def difference(
     """θ_t − θ_0 of one tensor in float64, so that it is exact for float32; `out` or a new one."""
     if out is None:
         out = torch.empty(start.shape, dtype=torch.float64, device=device)
-    if out.is_cpu:  # numpy casts as it goes, in half of torch's time
-        np.subtract(_array(tuned), _array(start), out=out.numpy(), dtype=np.float64)
-        return out
-    return torch.sub(tuned.to(out), start.to(out), out=out)
+    if not out.is_cpu:
+        return torch.sub(tuned.to(out), start.to(out), out=out)
+    # numpy casts as it goes, in half of torch's time
+    np.subtract(_array(tuned), _array(start), out=out.numpy(), dtype=np.float64)
+    return out
 
 
 def _array(tensor: Tensor) -> np.ndarray:
@@ -213,17 +215,18 @@ def _gram(flat: Sequence[Tensor], start: Tensor, device: str) -> np.ndarray:
     for begin in range(0, size, chunk):
         part = slice(begin, begin + chunk)
         block = memory[:, : size - begin]
+        origin = start[part].to(block)
         for row, vector in zip(block, flat, strict=True):
-            difference(vector[part], start[part], out=row)
-        total += block @ block.T
-    return ((total + total.T) / 2).cpu().numpy()
+            row.copy_(vector[part]).sub_(origin)
+        total += small_gram(block.T)
+    return (total.tril() + total.tril(-1).T).cpu().numpy()
 
 
 def _rows(flat: Sequence[Tensor], start: Tensor, rows: Sequence[int], device: str) -> np.ndarray:
     """(v_r − start)·(v_t − start) for r in `rows` and every t: (R, T)."""
-    vectors = torch.empty(len(rows), len(start), dtype=torch.float64, device=device)
-    for vector, row in zip(vectors, rows, strict=True):
-        difference(flat[row], start, out=vector)
+    if not rows:
+        return np.empty((0, len(flat)))
+    vectors = torch.stack([difference(flat[row], start, device) for row in rows])
     if device != "cpu":
         columns = [vectors @ other.to(vectors) for other in (start, *flat)]
         total = torch.stack(columns, dim=1).cpu().numpy()
@@ -237,7 +240,7 @@ def _products(vectors: np.ndarray, others: Sequence[np.ndarray]) -> np.ndarray:
     total = np.zeros((len(others), len(vectors)))
     size = vectors.shape[1]
     held = np.empty(min(CHUNK_ROWS, size))
-    for begin in range(0, size if len(vectors) else 0, CHUNK_ROWS):
+    for begin in range(0, size, CHUNK_ROWS):
         part = slice(begin, begin + CHUNK_ROWS)
         block, piece = vectors[:, part], held[: size - begin]
         for row, other in zip(total, others, strict=True):

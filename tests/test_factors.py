@@ -6,7 +6,8 @@ import scipy.linalg
 import torch
 
 from mergelib import factors
-from mergelib.factors import ends, small_gram, thin_factors
+from mergelib.factors import ends, thin_factors
+from mergelib.lapack import small_gram
 from mergelib.parallel import threaded
 
 SHAPES = [(90, 40), (40, 90), (60, 60), (45, 44), (25, 12), (7, 30), (3, 2), (1, 5), (1, 1)]

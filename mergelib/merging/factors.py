@@ -6,7 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mergelib.factors import small_gram, thin_factors
+from mergelib.factors import thin_factors
+from mergelib.lapack import small_gram
 
 LARGE = 2**18  # entries; from here on products of well-conditioned matrices run in float32
 

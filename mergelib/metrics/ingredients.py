@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mergelib import lapack
 from mergelib.errors import MergelibError
+from mergelib.lapack import small_gram
 from mergelib.parallel import threaded
 from mergelib.vectors import Source, Weights, check_same, gram, grams, opened
 
@@ -52,7 +52,7 @@ class Factors:
 def basis_products(bases: np.ndarray) -> np.ndarray:
     """B_iᵀ B_j of T bases (m, T, k), as one Gram matrix in float64: (T, k, T, k)."""
     size, models, k = bases.shape
-    lower = lapack.gram(torch.from_numpy(bases.reshape(size, models * k).astype(np.float64)))
+    lower = small_gram(torch.from_numpy(bases.reshape(size, models * k).astype(np.float64)))
     return (lower + lower.tril(-1).T).numpy().reshape(models, k, models, k)
 
 

@@ -1,8 +1,11 @@
 """What the weights tell of models: Gram matrices, and the ends of the task vectors' factors."""
 
+import threading
 from collections.abc import Sequence
+from math import prod
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from mergelib.factors import ends
@@ -35,6 +38,7 @@ def survey(
     Source: published metrics, categories task vector, effective rank and subspace.
     """
     fresh = range(len(tuned)) if fresh is None else fresh
+    workspace = _Workspace()
 
     def work(
         name: str, origin: Weights, others: Sequence[Weights]
@@ -42,8 +46,10 @@ def survey(
         gram = tensor_gram(name, origin, others, rows, device)
         if len(origin.shapes[name]) != 2:
             return gram, [{} for _ in fresh]
-        start = origin.read(name)
-        return gram, [_summary(name, others[t].read(name), start, device) for t in fresh]
+        # products that are finite have shown that the entries are
+        start, *models = (w.get(name) if gram.size else w.read(name) for w in (origin, *others))
+        vector = workspace.take(start.shape, device)
+        return gram, [_summary(name, difference(models[t], start, out=vector)) for t in fresh]
 
     grams: dict[str, np.ndarray] = {}
     summaries: list[Summary] = [{} for _ in fresh]
@@ -54,8 +60,20 @@ def survey(
     return grams, summaries
 
 
-def _summary(name: str, tuned: Tensor, start: Tensor, device: str) -> Summary:
-    found = ends(difference(tuned, start, device), SIGMAS, TRIPLETS)
+class _Workspace(threading.local):
+    """A thread's memory for one task vector; new pages for each would take as long as filling it."""
+
+    def __init__(self) -> None:
+        self._held = torch.empty(0, dtype=torch.float64)
+
+    def take(self, shape: Sequence[int], device: str) -> Tensor:
+        if self._held.numel() < prod(shape):
+            self._held = torch.empty(prod(shape), dtype=torch.float64, device=device)
+        return self._held[: prod(shape)].view(shape)
+
+
+def _summary(name: str, vector: Tensor) -> Summary:
+    found = ends(vector, SIGMAS, TRIPLETS)
     kept = {f"sigma/{name}": found.sigma.clone()}
     for end in ("u_top", "v_top", "u_bottom", "v_bottom"):
         kept[f"{end}/{name}"] = getattr(found, end).float().contiguous()
