@@ -3,7 +3,10 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from mergelib.parallel import threaded
+import torch
+import xxhash
+from torch import Tensor
+
 from mergelib.store import digest, read_json, write_json
 from mergelib.vectors import Source, opened
 
@@ -11,9 +14,15 @@ from mergelib.vectors import Source, opened
 def content(source: Source) -> str:
     """Digest of a checkpoint's tensors by name."""
     with opened(source) as weights:
-        names = sorted(weights.shapes)
-        parts = threaded(lambda name: digest(weights.get(name)), names)
-        return digest(list(zip(names, parts, strict=True)))
+        return digest([(name, _digest(weights.get(name))) for name in sorted(weights.shapes)])
+
+
+def _digest(tensor: Tensor) -> str:
+    """128 bits that tell tensors apart; unlike SHA-256, in the time that reading them takes."""
+    tensor = tensor.detach().cpu().contiguous()
+    state = xxhash.xxh3_128(f"{tensor.dtype} {tuple(tensor.shape)}\n".encode())
+    state.update(tensor.flatten().view(torch.uint8).numpy())
+    return state.hexdigest()
 
 
 def contents(folder: Path, sources: Sequence[Source]) -> list[str]:

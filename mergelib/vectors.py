@@ -196,10 +196,21 @@ def tensor_gram(
     others: Sequence[Weights],
     rows: Sequence[int] | None = None,
     device: str = "cpu",
+    vectors: Tensor | None = None,
 ) -> np.ndarray:
-    """One tensor's part of `grams`. Raises MergelibError for NaN or infinite entries."""
+    """One tensor's part of `grams`. Raises MergelibError for NaN or infinite entries.
+
+    `vectors` are the flat task vectors of the rows (R, N), float64, if they are at hand.
+    """
     start, *flat = (weights.get(name).reshape(-1) for weights in (origin, *others))
-    found = _gram(flat, start, device) if rows is None else _rows(flat, start, rows, device)
+    if rows is None:
+        found = _gram(flat, start, device)
+    else:
+        if vectors is None:
+            vectors = torch.empty(len(rows), len(start), dtype=torch.float64, device=device)
+            for vector, row in zip(vectors, rows, strict=True):
+                difference(flat[row], start, out=vector)
+        found = _rows(vectors, flat, start)
     if not np.isfinite(found).all():  # rather than look through all entries before
         for weights in (origin, *others):
             weights.read(name)
@@ -222,16 +233,15 @@ def _gram(flat: Sequence[Tensor], start: Tensor, device: str) -> np.ndarray:
     return (total.tril() + total.tril(-1).T).cpu().numpy()
 
 
-def _rows(flat: Sequence[Tensor], start: Tensor, rows: Sequence[int], device: str) -> np.ndarray:
-    """(v_r − start)·(v_t − start) for r in `rows` and every t: (R, T)."""
-    if not rows:
+def _rows(vectors: Tensor, flat: Sequence[Tensor], start: Tensor) -> np.ndarray:
+    """τ_r·(v_t − start) for R task vectors and every t: (R, T)."""
+    if not len(vectors):
         return np.empty((0, len(flat)))
-    vectors = torch.stack([difference(flat[row], start, device) for row in rows])
-    if device != "cpu":
+    if vectors.is_cpu:
+        total = _products(vectors.numpy(), [_array(other) for other in (start, *flat)])
+    else:
         columns = [vectors @ other.to(vectors) for other in (start, *flat)]
         total = torch.stack(columns, dim=1).cpu().numpy()
-    else:
-        total = _products(vectors.numpy(), [_array(other) for other in (start, *flat)])
     return total[:, 1:] - total[:, :1]
 
 

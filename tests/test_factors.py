@@ -7,7 +7,6 @@ import torch
 
 from mergelib import factors
 from mergelib.factors import ends, thin_factors
-from mergelib.lapack import small_gram
 from mergelib.parallel import threaded
 
 SHAPES = [(90, 40), (40, 90), (60, 60), (45, 44), (25, 12), (7, 30), (3, 2), (1, 5), (1, 1)]
@@ -152,14 +151,6 @@ def test_scale_does_not_matter():
     one, two = ends(torch.from_numpy(matrix)), ends(torch.from_numpy(2.0**-40 * matrix))
     np.testing.assert_allclose(one.sigma, 2.0**40 * two.sigma, rtol=1e-13)
     assert apart(one.v_bottom.numpy(), two.v_bottom.numpy()) < 1e-11
-
-
-def test_the_lower_triangle_of_a_gram_matrix():
-    for n in (1, 63, 64, 130, 300):
-        wide = np.random.default_rng(n).standard_normal((2 * n + 7, n + 7))
-        for tall in (wide[:, :n], np.asfortranarray(wide[:, :n]), wide[::2, :n], wide[:n, 7:]):
-            found = small_gram(torch.from_numpy(tall))
-            np.testing.assert_allclose(found.tril(), np.tril(tall.T @ tall), rtol=1e-11, atol=1e-12)
 
 
 @pytest.mark.parametrize("shape", SHAPES)

@@ -78,6 +78,27 @@ def test_lists_that_met_apart_are_joined(files, tmp_path, work):
     assert len(work["summaries"]) == 5 and work["rows"] == [None, None, [3, 4]]
 
 
+def test_a_lost_summary_is_made_again_beside_a_new_model(files, tmp_path, work):
+    base, models = files
+    pairwise_of_checkpoints(base, models[:4], cache=tmp_path)
+    lost = sorted((tmp_path / "summaries").iterdir())[1]
+    lost.unlink()
+    same(
+        pairwise_of_checkpoints(base, models, cache=tmp_path), pairwise_of_checkpoints(base, models)
+    )
+    assert lost.is_file()
+    assert len(work["summaries"]) == 6 and work["rows"] == [None, [4]]
+
+
+def test_more_models_than_a_pass_takes(files, tmp_path, work, monkeypatch):
+    base, models = files
+    monkeypatch.setattr(kept, "GROUP", 2)
+    same(
+        pairwise_of_checkpoints(base, models, cache=tmp_path), pairwise_of_checkpoints(base, models)
+    )
+    assert work["summaries"] == [m.stem for m in models] and len(work["rows"]) == 3
+
+
 def test_a_changed_file_and_a_moved_one(files, tmp_path, work):
     base, models = files
     pairwise_of_checkpoints(base, models[:2], cache=tmp_path)

@@ -43,13 +43,26 @@ def survey(
     def work(
         name: str, origin: Weights, others: Sequence[Weights]
     ) -> tuple[np.ndarray, list[Summary]]:
-        gram = tensor_gram(name, origin, others, rows, device)
-        if len(origin.shapes[name]) != 2:
+        start, *models = (weights.get(name) for weights in (origin, *others))
+        vectors = None
+        if rows is not None:
+            vectors = workspace.take((len(rows), start.numel()), device)
+            for vector, row in zip(vectors, rows, strict=True):
+                difference(models[row], start, out=vector.view(start.shape))
+        gram = tensor_gram(name, origin, others, rows, device, vectors)
+        if start.ndim != 2 or not fresh:
             return gram, [{} for _ in fresh]
-        # products that are finite have shown that the entries are
-        start, *models = (w.get(name) if gram.size else w.read(name) for w in (origin, *others))
-        vector = workspace.take(start.shape, device)
-        return gram, [_summary(name, difference(models[t], start, out=vector)) for t in fresh]
+        if not gram.size:  # else its entries have shown that the tensors' are finite
+            start, *models = (weights.read(name) for weights in (origin, *others))
+        held = dict(zip(rows or (), () if vectors is None else vectors, strict=True))
+        room = None if held else workspace.take(start.shape, device)
+        found = []
+        for t in fresh:
+            vector = held.get(t)
+            if vector is None:
+                vector = difference(models[t], start, device, out=room)
+            found.append(_summary(name, vector.view(start.shape)))
+        return gram, found
 
     grams: dict[str, np.ndarray] = {}
     summaries: list[Summary] = [{} for _ in fresh]
@@ -61,7 +74,7 @@ def survey(
 
 
 class _Workspace(threading.local):
-    """A thread's memory for one task vector; new pages for each would take as long as filling it."""
+    """A thread's memory for task vectors; new pages for each would take as long as filling them."""
 
     def __init__(self) -> None:
         self._held = torch.empty(0, dtype=torch.float64)
