@@ -43,6 +43,7 @@ class Run:
     seed: int = 0
     device: str = "auto"
     bfloat16: bool = False
+    compile: bool = False  # the encoder that evaluates, by torch.compile
     strengths: list[float] = field(default_factory=list)  # a study: regularizer strengths
     seeds: list[int] = field(default_factory=list)  # and fine-tuning seeds, all combinations
 

@@ -26,6 +26,7 @@ from tqdm import tqdm
 
 from mergelib import tasks as sources
 from mergelib.backbones import GLYPH_VIT, WEIGHTS, Backbone, load, load_state
+from mergelib.checkpoints import TEXT_MATRICES
 from mergelib.errors import MergelibError
 from mergelib.evaluate import accuracy
 from mergelib.finetune import finetune
@@ -34,13 +35,17 @@ from mergelib.merging import METHODS, merge, preset
 from mergelib.merging.base_protecting import weights_of_knowledge
 from mergelib.merging.kept import keep_factors
 from mergelib.metrics import (
+    EXTRA,
+    METRICS,
     cross_accuracies,
+    find,
     ingredients,
     mean_activation,
     pairwise,
     pool_gradients,
     summarize,
 )
+from mergelib.metrics.published_gradients import calibration, heads_of_pair, of_model, of_pair
 from mergelib.params import Run
 from mergelib.store import (
     digest,
@@ -52,6 +57,7 @@ from mergelib.store import (
     write_table,
 )
 from mergelib.tasks import SPLITS, TASKS, Split
+from mergelib.vectors import Source
 
 # --- what a unit depends on -----------------------------------------------------------------
 
@@ -64,7 +70,7 @@ def _source(*modules: str) -> str:
 
 
 @lru_cache
-def _pixels() -> str:
+def _sources() -> str:
     return sources.pixels_digest()
 
 
@@ -91,7 +97,17 @@ def device(run: Run) -> str:
 
 
 def _numerics(run: Run) -> list:
-    return [device(run), run.bfloat16, version("torch"), version("open-clip-torch")]
+    settings = [device(run), run.bfloat16, run.compile]
+    return [*settings, version("torch"), version("open-clip-torch")]
+
+
+def _needs(run: Run, category: str) -> bool:
+    """Whether the run names a metric of an extra category."""
+    return any(find(name).category == category for name in run.metrics)
+
+
+def _places(run: Run, *tasks: str) -> list[int]:
+    return [run.tasks.index(task) for task in tasks]
 
 
 def key(run: Run, station: str, *names: str) -> str:
@@ -99,7 +115,7 @@ def key(run: Run, station: str, *names: str) -> str:
 
     base: the encoder; data (task); tuned (task): checkpoint and accuracies; summary (task): what
     the metrics need of one model; factors (task): what its merges share; merged (task, task,
-    method): the merge's accuracies.
+    method): the merge's accuracies; gradients (task, task): the published gradient metrics.
     """
     match station:
         case "base":
@@ -107,16 +123,20 @@ def key(run: Run, station: str, *names: str) -> str:
         case "data":
             made_by = TASKS[names[0]].make.__module__.removeprefix("mergelib.")
             code = _source("tasks", "tasks.glyphs", "tasks.render", made_by)
-            parts = [*names, asdict(run.sizes), run.seed, _pixels(), code]
+            parts = [*names, asdict(run.sizes), run.seed, _sources(), code]
         case "tuned":
             code = _source("finetune", "heads", "evaluate", "regularizers")
             parts = [key(run, "base"), key(run, "data", *names), asdict(run.finetune)]
             parts += [_numerics(run), code]
         case "summary":
             pool = [key(run, "data", task) for task in run.tasks]
-            weighed = ("metrics.weights", "factors", "vectors", "checkpoints")
+            weighed = ("metrics.weights", "factors", "lapack", "vectors", "checkpoints")
             code = _source("metrics.summary", "heads", *weighed)
             parts = [key(run, "tuned", *names), pool, run.pool_per_task, _numerics(run), code]
+            parts += [run.mode, _needs(run, "cross_task")]
+        case "gradients":
+            parts = [[key(run, "tuned", task) for task in names], _places(run, *names), run.seed]
+            parts += [run.pool_per_task, _numerics(run), _source("metrics.published_gradients")]
         case "factors":
             parts = [key(run, "tuned", *names), _numerics(run), _merging("kept")]
         case "merged":
@@ -134,7 +154,7 @@ def key(run: Run, station: str, *names: str) -> str:
 def _merging(*parts: str) -> str:
     """Digest of the merging engine's source, and of further modules of it."""
     engine = ("", *(f".{part}" for part in ("catalogue", "factors", "layer", "stream", *parts)))
-    shared = ("factors", "parallel", "vectors", "checkpoints")
+    shared = ("factors", "lapack", "parallel", "vectors", "checkpoints")
     return _source(*(f"merging{part}" for part in engine), *shared)
 
 
@@ -144,7 +164,7 @@ def _method_params(run: Run, method: str) -> dict[str, Any]:
 
 def path(store: Path, run: Run, station: str, *names: str) -> Path:
     """Where an artifact is stored."""
-    suffix = "json" if station == "merged" else "safetensors"
+    suffix = "json" if station in ("merged", "gradients") else "safetensors"
     label = "-".join([*names, key(run, station, *names)])
     return Path(store) / station / f"{label}.{suffix}"
 
@@ -196,19 +216,46 @@ def split(store: Path, run: Run, task: str, name: str) -> Split:
     return Split(held[f"{name}/images"], held[f"{name}/labels"])
 
 
+@lru_cache(maxsize=128)
+def _sized(file: Path, name: str, size: int, on: str) -> Split:
+    """A split on a device, uint8, at size x size pixels: enlarged bicubically where smaller."""
+    held = _read_data(file)
+    images, labels = (held[f"{name}/{part}"].to(on) for part in ("images", "labels"))
+    if images.shape[-2:] != (size, size):
+        parts = [
+            interpolate(part.float(), (size, size), mode="bicubic", antialias=True)
+            .round()
+            .clamp(0, 255)
+            .byte()
+            for part in images.split(100)  # in float32 one image takes four times the memory
+        ]
+        images = torch.cat(parts)
+    return Split(images, labels)
+
+
+def _pixels(store: Path, run: Run, task: str, name: str) -> Split:
+    """A split on the run's device, uint8, at the backbone's size."""
+    file = path(store, run, "data", task)
+    return _sized(file, name, _loaded(run).image_size, device(run))
+
+
 def _ready(store: Path, run: Run, task: str, name: str) -> tuple[Tensor, Tensor]:
     """Normalized images, at the backbone's size, and labels of a split on the run's device."""
-    part = split(store, run, task, name)
-    on, backbone = device(run), _loaded(run)
-    return backbone.normalize(_sized(part.images.to(on), backbone.image_size)), part.labels.to(on)
+    part = _pixels(store, run, task, name)
+    return _loaded(run).normalize(part.images), part.labels
 
 
-def _sized(images: Tensor, size: int) -> Tensor:
-    """uint8 images at size x size pixels, enlarged bicubically where they are smaller."""
-    if images.shape[-2:] == (size, size):
-        return images
-    large = interpolate(images.float(), (size, size), mode="bicubic", antialias=True)
-    return large.round().clamp(0, 255).byte()
+def _score(store: Path, run: Run, visual: nn.Module, task: str, name: str) -> float:
+    """Accuracy of an encoder on a split under the task's head."""
+    part = _pixels(store, run, task, name)
+    return accuracy(
+        visual,
+        part.images,
+        part.labels,
+        head(run, task),
+        bfloat16=run.bfloat16,
+        normalize=_loaded(run).normalize,
+    )
 
 
 def make_base(store: Path, run: Run) -> Path:
@@ -249,12 +296,10 @@ def make_tuned(store: Path, run: Run, task: str) -> Path:
         after = _encoder(run, state, file)
         scores = {}
         for part in ("calibration", "test"):
-            data = _ready(store, run, task, part)
-            before = accuracy(backbone.model.visual, *data, words, bfloat16=run.bfloat16)
             scores[part] = {
-                "zero_shot": before,
-                "fine_tuned": accuracy(after, *data, words, bfloat16=run.bfloat16),
-                "n": len(data[1]),
+                "zero_shot": _score(store, run, backbone.model.visual, task, part),
+                "fine_tuned": _score(store, run, after, task, part),
+                "n": len(split(store, run, task, part).labels),
             }
         write_json(file.with_suffix(".json"), scores | {"n_train": len(labels)})
         save_tensors(file, state)
@@ -267,14 +312,39 @@ def _scratch(name: str, weights: str, on: str) -> nn.Module:
     return load(name, weights or None).model.visual.to(on)
 
 
+@lru_cache(maxsize=2)
+def _compiled(name: str, weights: str, on: str) -> nn.Module:
+    return torch.compile(_scratch(name, weights, on))
+
+
+def _fast(run: Run, visual: nn.Module) -> nn.Module:
+    """The encoder that evaluates: the scratch one itself, or compiled, with the same weights."""
+    if not run.compile:
+        return visual
+    return _compiled(run.backbone, run.weights, device(run))
+
+
 def _encoder(run: Run, state: dict[str, Tensor], file: Path | str) -> nn.Module:
     visual = _scratch(run.backbone, run.weights, device(run))
     load_state(visual, state, file)
     return visual.eval()
 
 
+@lru_cache(maxsize=32)
+def _on_device(file: Path, on: str) -> dict[str, Tensor]:
+    return {name: tensor.to(on) for name, tensor in load_tensors(file).items()}
+
+
+def _checkpoint(run: Run, file: Path) -> Source:
+    """A checkpoint where a merge wants it: read tensor by tensor on a CPU, kept on a GPU."""
+    return file if device(run) == "cpu" else _on_device(file, device(run))
+
+
 def make_summary(store: Path, run: Run, task: str) -> Path:
-    """Store what the metrics need of one model: factors, activation, gradients, accuracies."""
+    """Store what the metrics need of one model: factors, activation, gradients, accuracies.
+
+    In the paper edition the gradients are those of pairs (`make_gradients`).
+    """
     file = path(store, run, "summary", task)
     if file.is_file():
         return file
@@ -282,15 +352,17 @@ def make_summary(store: Path, run: Run, task: str) -> Path:
         tuned = path(store, run, "tuned", task)
         state = load_tensors(tuned)
         visual = _encoder(run, state, tuned)
-        held = summarize(path(store, run, "base"), tuned)
+        held = summarize(path(store, run, "base"), tuned, device(run))
         images, labels, index = pool(store, run)
-        held["activation"] = mean_activation(visual, images)
+        held["activation"] = mean_activation(visual, images, mode=run.mode)
         heads = [head(run, name) for name in run.tasks]
-        encoder, pixels = pool_gradients(visual, images, labels, heads, index)
-        held |= {f"encoder_gradient/{name}": value for name, value in encoder.items()}
-        held["input_gradient"] = pixels
-        images, labels, index = pool(store, run, run.sizes.calibration)
-        held["cross_accuracy"] = cross_accuracies(visual, images, labels, heads, index)
+        if run.mode == "corrected":
+            encoder, pixels = pool_gradients(visual, images, labels, heads, index)
+            held |= {f"encoder_gradient/{name}": value for name, value in encoder.items()}
+            held["input_gradient"] = pixels
+        if _needs(run, "cross_task"):
+            whole = calibration_pool(store, run, run.sizes.calibration)
+            held["cross_accuracy"] = cross_accuracies(visual, whole[0], whole[1], heads, whole[2])
         scores = _scores(store, run, task)["calibration"]
         for name in ("zero_shot", "fine_tuned"):
             held[name] = torch.tensor(scores[name], dtype=torch.float64)
@@ -298,19 +370,53 @@ def make_summary(store: Path, run: Run, task: str) -> Path:
     return file
 
 
-def pool(store: Path, run: Run, per_task: int = 0) -> tuple[Tensor, Tensor, Tensor]:
-    """The calibration pool that all models share: images, labels, and the index of each's task.
+Pool = tuple[Tensor, Tensor, Tensor]
 
-    `per_task` images of each task, `run.pool_per_task` where it is 0.
+
+def pool(store: Path, run: Run) -> Pool:
+    """The pool that all models share: images, labels, and the index of each's task.
+
+    `run.pool_per_task` images of each task: the first of its calibration split, or as published,
+    drawn from the test split.
     """
-    per_task = per_task or run.pool_per_task
-    images, labels, index = [], [], []
-    for i, task in enumerate(run.tasks):
-        pixels, truth = _ready(store, run, task, "calibration")
-        images.append(pixels[:per_task])
-        labels.append(truth[:per_task])
-        index.append(torch.full((len(labels[-1]),), i))
+    if run.mode == "corrected":
+        return calibration_pool(store, run, run.pool_per_task)
+    sizes = [len(split(store, run, task, "test").labels) for task in run.tasks]
+    chosen = calibration(sizes, run.pool_per_task)
+    splits = [_ready(store, run, task, "test") for task in run.tasks]
+    return _pooled([(x[i], y[i]) for (x, y), i in zip(splits, chosen, strict=True)])
+
+
+def calibration_pool(store: Path, run: Run, per_task: int) -> Pool:
+    """The first images of each task's calibration split."""
+    splits = [_ready(store, run, task, "calibration") for task in run.tasks]
+    return _pooled([(images[:per_task], labels[:per_task]) for images, labels in splits])
+
+
+def _pooled(parts: Sequence[tuple[Tensor, Tensor]]) -> Pool:
+    index = [torch.full((len(labels),), i) for i, (_, labels) in enumerate(parts)]
+    images, labels = zip(*parts, strict=True)
     return torch.cat(images), torch.cat(labels), torch.cat(index)
+
+
+def make_gradients(store: Path, run: Run, first: str, second: str) -> Path:
+    """Store a pair's gradient metrics as published: random heads, test images of its own."""
+    file = path(store, run, "gradients", first, second)
+    if file.is_file():
+        return file
+    with _one_thread():
+        data = [_ready(store, run, task, "test") for task in (first, second)]
+        chosen = calibration([len(labels) for _, labels in data], run.pool_per_task)
+        classes = tuple(len(TASKS[task].class_names) for task in (first, second))
+        sides = []
+        for side, task in enumerate((first, second)):
+            tuned = path(store, run, "tuned", task)
+            visual = _encoder(run, load_tensors(tuned), tuned)
+            images, labels = (part[chosen[side]] for part in data[side])
+            heads = heads_of_pair(run.seed, _places(run, first, second), classes, visual.output_dim)
+            sides.append(of_model(visual, images, labels, heads[side]))
+        write_json(file, of_pair(*sides))
+    return file
 
 
 def make_factors(store: Path, run: Run, task: str) -> Path:
@@ -320,6 +426,11 @@ def make_factors(store: Path, run: Run, task: str) -> Path:
         with _one_thread():
             keep_factors(file, path(store, run, "base"), path(store, run, "tuned", task))
     return file
+
+
+def _by_pairs(run: Run) -> bool:
+    """Whether the gradient metrics are those of pairs, as published."""
+    return run.mode == "paper" and not run.is_study
 
 
 def _factored(run: Run) -> bool:
@@ -353,12 +464,13 @@ def make_merged(store: Path, run: Run, first: str, second: str) -> list[Path]:
             kept = None
             if METHODS[method].factored:
                 kept = [path(store, run, "factors", task) for task in (first, second)]
-            state = merge(base, tuned, method, run.seed, kept, **params)
-            visual = _encoder(run, state, f"merge of {first} and {second} by {method}")
-            found = {}
-            for side, task in (("acc_a", first), ("acc_b", second)):
-                data = _ready(store, run, task, "test")
-                found[side] = accuracy(visual, *data, head(run, task), bfloat16=run.bfloat16)
+            # one encoder, whose weights every merge writes over
+            visual = _scratch(run.backbone, run.weights, device(run)).eval()
+            origin, *models = (_checkpoint(run, each) for each in (base, *tuned))
+            merge(origin, models, method, run.seed, kept, visual.state_dict(), **params)
+            fast = _fast(run, visual)
+            sides = {"acc_a": first, "acc_b": second}
+            found = {s: _score(store, run, fast, task, "test") for s, task in sides.items()}
             write_json(file, found)
     return files
 
@@ -422,6 +534,7 @@ def execute(run: Run, store: Path, tables: Path, jobs: int = 0) -> dict[str, pd.
         ("tasks", make_data, "data", [run], singles),
         ("fine-tuning", make_tuned, "tuned", variants, singles),
         ("summaries", make_summary, "summary", [] if run.is_study else variants, singles),
+        ("gradients", make_gradients, "gradients", variants if _by_pairs(run) else [], pairs),
         ("factors", make_factors, "factors", variants if _factored(run) else [], singles),
         ("merges", make_merged, "merged", variants, pairs),
     ]
@@ -454,13 +567,23 @@ def _stacked(table: Callable, store: Path, variants: Sequence[Run], study: bool)
 
 def metrics_table(store: Path, run: Run) -> pd.DataFrame:
     """One row per pair, one column per metric."""
+    names = run.metrics or list(METRICS)
+    by_pairs = {n for n in names if _by_pairs(run) and find(n).category == "gradient"}
     with _one_thread():
         held = ingredients(
             path(store, run, "base"),
             [path(store, run, "tuned", task) for task in run.tasks],
             [path(store, run, "summary", task) for task in run.tasks],
+            len(TEXT_MATRICES) if run.mode == "paper" else 0,
         )
-        return pairwise(held, run.tasks, run.metrics or None, run.mode)
+        table = pairwise(held, run.tasks, [n for n in names if n not in by_pairs], run.mode)
+    pairs = zip(table["task_a"], table["task_b"], strict=True)
+    files = [path(store, run, "gradients", *pair) for pair in pairs if by_pairs]
+    if files:
+        published = pd.DataFrame([read_json(file) for file in files])
+        table = pd.concat([table, published], axis=1)
+    order = [row.name for row in (*METRICS.rows(), *EXTRA.rows()) if row.name in names]
+    return table[["task_a", "task_b", *order]]
 
 
 def merges_table(store: Path, run: Run) -> pd.DataFrame:
@@ -520,13 +643,17 @@ def meta(run: Run, made: dict[str, pd.DataFrame]) -> dict[str, Any]:
         "name": run.name,
         "backbone": run.backbone,
         "optimizer": {"name": "AdamW", **recipe},
-        "calibration": {"split": "calibration", "images_per_task": run.pool_per_task},
+        "calibration": {
+            "split": "test" if run.mode == "paper" else "calibration",
+            "images_per_task": run.pool_per_task,
+        },
         "mode": run.mode,
         "methods": {name: METHODS[name].check(_method_params(run, name)) for name in run.methods},
         "seed": run.seed,
         "sizes": asdict(run.sizes),
         "device": device(run),
         "bfloat16": run.bfloat16,
+        "compile": run.compile,
         "strengths": run.strengths,
         "finetuning_seeds": run.seeds or [run.finetune.seed],
         "digests": {

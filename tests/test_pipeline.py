@@ -2,6 +2,8 @@
 
 import itertools
 import os
+import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,8 +19,10 @@ from mergelib import params, pipeline
 from mergelib.backbones import GLYPH_VIT, load
 from mergelib.cli import main
 from mergelib.evaluate import accuracy
-from mergelib.metrics import METRICS
+from mergelib.metrics import METRICS, mean_activation
+from mergelib.metrics.published_gradients import published_gradients
 from mergelib.store import load_tensors, read_json, save_tensors
+from mergelib.tasks import TASKS
 
 FILES = ("metrics.csv", "merges.csv", "tasks.csv", "meta.json")
 
@@ -123,6 +127,8 @@ def test_a_protecting_merge_weighs_by_what_the_base_lacks(smoke, done):
 def test_extra_metrics_come_when_they_are_named(smoke, done):
     names = ["base_knowledge", "cross_task_accuracy_of_b", "input_gradient_alignment"]
     run, store = replace(params.load(smoke), metrics=names), done / "store"
+    for task in run.tasks:  # cross-task accuracies are found where they are named
+        pipeline.make_summary(store, run, task)
     found = pipeline.metrics_table(store, run)
     assert set(found.columns) == {"task_a", "task_b", *names}
     visual = load().model.visual
@@ -136,6 +142,43 @@ def test_extra_metrics_come_when_they_are_named(smoke, done):
         both = [knowledge[row.task_a], knowledge[row.task_b]]
         assert row.base_knowledge == pytest.approx(np.mean(both))
         assert -1 <= row.input_gradient_alignment <= 1
+
+
+def test_a_paper_run_repeats_the_published_choices(smoke, done, tmp_path):
+    run = replace(params.load(smoke), mode="paper", methods={"weight_avg": {}})
+    run = replace(run, tasks=run.tasks[:3])
+    store = tmp_path / "store"
+    for part in ("base", "data", "tuned"):
+        shutil.copytree(done / "store" / part, store / part)
+    made = pipeline.execute(run, store, tmp_path / "tables", jobs=1)
+    metrics = made["metrics"]
+    assert list(metrics.columns) == ["task_a", "task_b", *METRICS]
+    assert read_json(tmp_path / "tables" / "meta.json")["calibration"]["split"] == "test"
+    visuals = [load().model.visual for _ in run.tasks]
+    for visual, task in zip(visuals, run.tasks, strict=True):
+        visual.load_state_dict(load_tensors(pipeline.path(store, run, "tuned", task)))
+    splits = [pipeline.split(store, run, task, "test") for task in run.tasks]
+    images = [load().normalize(part.images) for part in splits]
+    labels = [part.labels for part in splits]
+    # random heads, test images of the pair's own tasks
+    classes = [len(TASKS[task].class_names) for task in run.tasks]
+    data = (images, labels, classes, run.tasks, run.seed, run.pool_per_task)
+    expected = published_gradients(visuals, *data)
+    columns = list(expected.columns)
+    pd.testing.assert_frame_equal(metrics[columns], expected, rtol=1e-5, atol=1e-12)
+    # batches of equal weight, over images drawn from the test splits by Python's generator
+    stream = random.Random(42)
+    chosen = [sorted(stream.sample(range(60), run.pool_per_task)) for _ in run.tasks]
+    pooled = torch.cat([part[i] for part, i in zip(images, chosen, strict=True)])
+    means = [mean_activation(visual, pooled, mode="paper") for visual in visuals]
+    length = metrics["activation_l2_distance"][0]
+    assert length == pytest.approx(float((means[0] - means[1]).norm()), rel=1e-5)
+    # three matrices of the text side, on which identical (zero) task vectors overlap wholly
+    clean = pd.read_csv(done / "tables" / "metrics.csv").merge(metrics, on=["task_a", "task_b"])
+    name = "right_subspace_overlap_top_k"
+    matrices = sum(value.ndim == 2 for value in load().visual_state().values())
+    counted = (clean[f"{name}_x"] * matrices + 3) / (matrices + 3)
+    np.testing.assert_allclose(clean[f"{name}_y"], counted, rtol=1e-9)
 
 
 def test_killed_three_times_it_ends_with_the_same_bits(smoke, done, tmp_path):

@@ -42,11 +42,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mergelib.checkpoints import of_mapping
 from mergelib.errors import MergelibError
 from mergelib.merging.catalogue import EDITIONS, METHODS, Method, Parameter, method, preset
 from mergelib.merging.layer import Layer
 from mergelib.merging.stream import sweep
-from mergelib.vectors import Source, opened
+from mergelib.vectors import Source, check_same, opened
 
 __all__ = ["EDITIONS", "METHODS", "Method", "Parameter", "merge", "method", "preset"]
 
@@ -64,6 +65,7 @@ def merge(
     method: str,
     seed: int = 0,
     factors: Sequence[Source] | None = None,
+    into: Mapping[str, Tensor] | None = None,
     **params: Any,
 ) -> dict[str, Tensor]:
     """Merge fine-tuned models: θ0 + Δ(τ1 … τT), tensor by tensor.
@@ -72,8 +74,10 @@ def merge(
     by tensor), with the same names and shapes. Floating tensors come in float32, on the device of
     the base; others (counters, masks) are copied from the base. `seed` matters for random methods
     only (`METHODS[method].random`). `factors`, one file of `mergelib.merging.kept` a model, spares
-    tsv the decompositions; other methods do without. Raises MergelibError for an unknown method, a
-    wrong parameter, no model, other names or shapes, NaN, and a file that cannot be read.
+    tsv the decompositions; other methods do without. `into` are the tensors to write to (say, those
+    of a model that evaluates one merge after another); they are returned. Raises MergelibError for
+    an unknown method, a wrong parameter, no model, other names or shapes (of `into` too), NaN, and
+    a file that cannot be read.
     """
     row = METHODS[method]
     params = row.check(params)
@@ -90,11 +94,17 @@ def merge(
         parts = sweep(base, tuned, lambda start, layer: row.survey(layer, **params))
         params = {**params, "surveyed": torch.stack([part for _, part in parts]).sum(0)}
 
+    if into is not None:
+        with opened(base, "the base") as origin:
+            check_same(origin, of_mapping(into, "the tensors to write to"))
+
     def add(start: Tensor, layer: Layer) -> Tensor:
-        return (start + row.function(layer, **params)).float()
+        tensor = start + row.function(layer, **params)
+        return tensor.float() if into is None else into[layer.name].copy_(tensor)
 
     merged = dict(sweep(base, tuned, add, factors))
     with opened(base) as origin:
         for name in origin.shapes.keys() - origin.floating:
-            merged[name] = origin.get(name).clone()
+            tensor = origin.get(name)
+            merged[name] = tensor.clone() if into is None else into[name].copy_(tensor)
         return {name: merged[name] for name in origin.shapes}

@@ -79,7 +79,7 @@ def _found(
     read = [partial(_task_vector, model, name, start) for model in models]
     if 8 * len(read) * start.numel() <= HELD:
         read = [cache(one) for one in read]
-    triplets = None if kept is None else lambda t: _triplets(kept[t], name, start.shape)
+    triplets = None if kept is None else lambda t: _triplets(kept[t], name, start)
     return work(start, Layer(name, start.shape, read, triplets))
 
 
@@ -87,15 +87,15 @@ def _task_vector(model: Weights, name: str, start: Tensor) -> Tensor:
     return difference(model.read(name), start, start.device)
 
 
-def _triplets(kept: Weights, name: str, shape: torch.Size) -> tuple[Tensor, Tensor, Tensor]:
+def _triplets(kept: Weights, name: str, start: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     keys = [f"{part}/{name}" for part in "usv"]
     rank = kept.shapes.get(keys[1], (0,))[0]
-    wanted = [(shape[0], rank), (rank,), (shape[1], rank)]
+    wanted = [(len(start), rank), (rank,), (start.shape[1], rank)]
     for key, size in zip(keys, wanted, strict=True):
         if kept.shapes.get(key) != size:
             raise MergelibError(
                 f"{kept.label}: {key!r} has shape {kept.shapes.get(key)}, not {size}, as the "
                 "models want: give factors of these models, in their order"
             )
-    u, s, v = (kept.read(key) for key in keys)
+    u, s, v = (kept.read(key).to(start.device) for key in keys)
     return u, s, v

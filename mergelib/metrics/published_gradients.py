@@ -94,6 +94,33 @@ def gradients(
     return [part / len(images) for part in total] if of == "encoder" else [torch.cat(pixels)]
 
 
+def heads_of_pair(
+    seed: int, pair: Sequence[int], classes: Sequence[int], width: int
+) -> list[list[Tensor]]:
+    """The heads of both models of a pair (i, j), six each, one a metric."""
+    drawn = [head_pair(seed, tuple(pair), k, tuple(classes), width) for k in range(len(COLUMNS))]
+    return [list(heads) for heads in zip(*drawn, strict=True)]
+
+
+def of_model(
+    visual: nn.Module, images: Tensor, labels: Tensor, heads: Sequence[Tensor]
+) -> list[list[Tensor]]:
+    """The gradients that one model of a pair gives for the six metrics, each by its own head."""
+    return [
+        gradients(visual, images, labels, head, of)
+        for head, (of, _) in zip(heads, COLUMNS, strict=True)
+    ]
+
+
+def of_pair(first: list[list[Tensor]], second: list[list[Tensor]]) -> dict[str, float]:
+    """The six metrics of two models from their gradients."""
+    found = {}
+    for (of, kind), a, b in zip(COLUMNS, first, second, strict=True):
+        gram = sum(vectors.gram(both) for both in zip(a, b, strict=True))
+        found[f"{of}_gradient_{kind}"] = float(OF_GRAM[kind](gram)[0, 1])
+    return found
+
+
 def published_gradients(
     visuals: Sequence[nn.Module],
     images: Sequence[Tensor],
@@ -129,20 +156,8 @@ def published_gradients(
         counts, sides = (classes[i], classes[j]), []
         for side, t in enumerate((i, j)):
             visual = visuals[t]
+            heads = heads_of_pair(seed, (i, j), counts, visual.output_dim)[side]
             data = images[t][chosen[side]], labels[t][chosen[side]]
-            heads = [
-                head_pair(seed, (i, j), metric, counts, visual.output_dim)[side]
-                for metric in range(len(COLUMNS))
-            ]
-            sides.append(
-                [
-                    gradients(visual, *data, head, of)
-                    for head, (of, _) in zip(heads, COLUMNS, strict=True)
-                ]
-            )
-        row = {"task_a": tasks[i], "task_b": tasks[j]}
-        for (of, kind), first, second in zip(COLUMNS, *sides, strict=True):
-            gram = sum(vectors.gram(both) for both in zip(first, second, strict=True))
-            row[f"{of}_gradient_{kind}"] = OF_GRAM[kind](gram)[0, 1]
-        rows.append(row)
+            sides.append(of_model(visual, *data, heads))
+        rows.append({"task_a": tasks[i], "task_b": tasks[j], **of_pair(*sides)})
     return pd.DataFrame(rows)
