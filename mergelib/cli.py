@@ -28,27 +28,35 @@ def _run(args: argparse.Namespace) -> None:
 
 
 def _metrics(args: argparse.Namespace) -> None:
+    from mergelib.devices import find_device
     from mergelib.metrics import pairwise_of_checkpoints
     from mergelib.store import write_table
 
+    device = find_device(args.device)
     table = pairwise_of_checkpoints(
-        args.base, args.models, args.mode, args.extra, args.cache, args.device
+        args.base, args.models, args.mode, args.extra, args.cache, device
     )
     write_table(args.out, table)
     print(f"{args.out}: {len(table)} pairs, {table.shape[1] - 2} metrics")
 
 
 def _merge(args: argparse.Namespace) -> None:
+    from mergelib.devices import find_device
     from mergelib.merging import METHODS, merge, preset
     from mergelib.merging.kept import kept_factors
     from mergelib.store import save_tensors
+    from mergelib.vectors import opened
 
     given = dict(_assignment(text) for text in args.set)
     params = {**preset(args.method, args.edition), **given}
     factors = None
     if args.cache and METHODS[args.method].factored:
         factors = kept_factors(args.cache, args.base, args.models)
-    state = merge(args.base, args.models, args.method, args.seed, factors, **params)
+    base, device = args.base, find_device(args.device)
+    if device != "cpu":  # a merge computes where its base is
+        with opened(args.base) as weights:
+            base = {name: weights.read(name).to(device) for name in weights.shapes}
+    state = merge(base, args.models, args.method, args.seed, factors, **params)
     save_tensors(args.out, state)
     print(f"{args.out}: {len(state)} tensors merged from {len(args.models)} models")
 
@@ -112,7 +120,7 @@ def parser() -> argparse.ArgumentParser:
     metrics.add_argument("--extra", action="store_true", help="principal angles as well")
     metrics.add_argument("--out", type=Path, required=True, help=".csv or .parquet")
     metrics.add_argument("--cache", type=Path, help="folder that keeps what one more model needs")
-    metrics.add_argument("--device", default="cpu", help="where factors are computed: cpu, cuda")
+    metrics.add_argument("--device", default="cpu", help="where to compute: cpu, cuda, auto")
     metrics.set_defaults(call=_metrics)
 
     merge = verbs.add_parser("merge", help="merge checkpoints into one", epilog=CHECKPOINTS)
@@ -125,6 +133,7 @@ def parser() -> argparse.ArgumentParser:
     merge.add_argument(
         "--cache", type=Path, help="folder of factors, which spare merges by tsv work"
     )
+    merge.add_argument("--device", default="cpu", help="where to compute: cpu, cuda, auto")
     merge.add_argument("--out", type=Path, required=True, help="safetensors file to write")
     merge.set_defaults(call=_merge)
 

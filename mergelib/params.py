@@ -8,6 +8,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 import yaml
 
 from mergelib.backbones import GLYPH_VIT
+from mergelib.devices import DEVICES
 from mergelib.errors import MergelibError
 from mergelib.finetune import Recipe
 from mergelib.merging import METHODS
@@ -142,7 +143,7 @@ def _check(run: Run, where: str) -> None:
         "tasks names a task twice": len(set(run.tasks)) == len(run.tasks),
         "methods needs at least one name": bool(run.methods),
         f"mode must be one of {MODES}": run.mode in MODES,
-        "device must be auto, cpu or cuda": run.device in ("auto", "cpu", "cuda"),
+        f"device must be one of {DEVICES}": run.device in DEVICES,
         "sizes must be at least 1": min(run.sizes.train, run.sizes.calibration, run.sizes.test) > 0,
         "pool_per_task must be between 1 and sizes.calibration": 1
         <= run.pool_per_task

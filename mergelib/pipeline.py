@@ -27,6 +27,7 @@ from tqdm import tqdm
 from mergelib import tasks as sources
 from mergelib.backbones import GLYPH_VIT, WEIGHTS, Backbone, load, load_state
 from mergelib.checkpoints import TEXT_MATRICES
+from mergelib.devices import find_device
 from mergelib.errors import MergelibError
 from mergelib.evaluate import accuracy
 from mergelib.finetune import finetune
@@ -87,13 +88,8 @@ def _weights_digest(backbone: str, weights: str) -> str:
 
 
 def device(run: Run) -> str:
-    """The device that a run computes on: `auto` takes a GPU where there is one.
-
-    Raises MergelibError if `cuda` is asked for and absent.
-    """
-    if run.device == "cuda" and not torch.cuda.is_available():
-        raise MergelibError("device: cuda was asked for, but torch sees no GPU: give auto or cpu")
-    return ("cuda" if torch.cuda.is_available() else "cpu") if run.device == "auto" else run.device
+    """The device that a run computes on. Raises MergelibError as `find_device` does."""
+    return find_device(run.device)
 
 
 def _numerics(run: Run) -> list:

@@ -513,12 +513,12 @@ def test_merge_command_keeps_factors(tmp_path, capsys):
     for path, model in zip(paths, [base, *tuned], strict=True):
         save_tensors(path, model)
     words = ["merge", "--base", paths[0], "--models", *paths[1:], "--method", "tsv"]
-    for cache in ([], ["--cache", tmp_path / "factors"]):
+    for cache in ([], ["--cache", tmp_path / "cache"]):
         out = tmp_path / f"out{len(cache)}.safetensors"
         assert main([str(word) for word in [*words, *cache, "--out", out]]) == 0
         found = load_tensors(out)["w"]
         torch.testing.assert_close(found, merge(base, tuned, "tsv")["w"])
-    assert len(list((tmp_path / "factors").iterdir())) == 2
+    assert len(list((tmp_path / "cache" / "factors").iterdir())) == 2
     assert "1 tensors merged from 2 models" in capsys.readouterr().out
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from mergelib.contents import content
+from mergelib.contents import contents
 from mergelib.merging.layer import Layer, kept_rank
 from mergelib.merging.stream import sweep
 from mergelib.store import digest, save_tensors
@@ -41,11 +41,11 @@ def kept_factors(folder: Path, base: Source, tuned: Sequence[Source]) -> list[Pa
 
     Those that are missing are made.
     """
-    origin = content(base)
+    origin, *keys = contents(folder, [base, *tuned])
     paths = []
-    for model in tuned:
-        name = digest("factors", FORMAT, origin, content(model))[:24]
-        paths.append(Path(folder) / f"{name}.safetensors")
+    for model, key in zip(tuned, keys, strict=True):
+        name = digest(FORMAT, origin, key)[:24]
+        paths.append(Path(folder) / "factors" / f"{name}.safetensors")
         if not paths[-1].is_file():
             keep_factors(paths[-1], base, model)
     return paths

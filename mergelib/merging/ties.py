@@ -16,7 +16,7 @@ def threshold(vector: Tensor, density: float) -> float:
         return 0.0
     place = vector.numel() - max(1, math.floor(density * vector.numel()))
     size = vector.abs().flatten()
-    if size.is_cuda:
+    if not size.is_cpu:
         return float(size.kthvalue(place + 1).values)
     return float(np.partition(size.numpy(), place)[place])  # seven times as fast
 

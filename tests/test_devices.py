@@ -1,0 +1,104 @@
+"""The engines on another device than the CPU (a stand-in, see `elsewhere`), and devices by name."""
+
+import numpy as np
+import pytest
+import torch
+from elsewhere import PLACE, Elsewhere, NewTensors
+
+from mergelib import vectors
+from mergelib.cli import main
+from mergelib.devices import find_device
+from mergelib.errors import MergelibError
+from mergelib.merging import METHODS, merge, stream
+from mergelib.merging.kept import kept_factors
+from mergelib.metrics.weights import survey
+from mergelib.store import save_tensors
+
+SHAPES = {"tall": (40, 25), "wide": (24, 60), "small": (6, 5), "bias": (24,), "scale": ()}
+
+
+@pytest.fixture
+def files(tmp_path):
+    """A base and three models; the second has a matrix that did not move."""
+    generator = torch.Generator().manual_seed(0)
+    states = [{n: torch.randn(s, generator=generator) for n, s in SHAPES.items()} for _ in range(4)]
+    states[2]["wide"] = states[0]["wide"]
+    paths = [tmp_path / f"{t}.safetensors" for t in range(4)]
+    for path, state in zip(paths, states, strict=True):
+        save_tensors(path, state)
+    return paths
+
+
+@pytest.fixture
+def elsewhere(monkeypatch):
+    """The stand-in device, known in one thread only, which does all work."""
+    for module in (stream, vectors):
+        monkeypatch.setattr(module, "threaded", map)
+    with NewTensors():
+        yield str(PLACE)
+
+
+def on(device, path):
+    with vectors.opened(path) as weights:
+        return {name: weights.read(name).to(device) for name in weights.shapes}
+
+
+@pytest.mark.parametrize("rows", [None, [1], []])
+def test_survey(files, elsewhere, rows):
+    base, *models = files
+    grams, summaries = survey(base, models, rows, device=elsewhere)
+    expected = survey(base, models, rows)
+    for name, gram in expected[0].items():
+        np.testing.assert_allclose(grams[name], gram, rtol=1e-12, atol=1e-14)
+    for found, summary in zip(summaries, expected[1], strict=True):
+        assert set(found) == set(summary)
+        for key, part in summary.items():
+            assert type(found[key]) is torch.Tensor and found[key].dtype == part.dtype
+            if "sigma" in key:
+                np.testing.assert_allclose(found[key], part, rtol=1e-11, atol=1e-14)
+            else:  # vectors up to their signs
+                a, b = found[key].numpy(), part.numpy()
+                np.testing.assert_allclose(np.abs((a * b).sum(0)), (b * b).sum(0), atol=1e-5)
+
+
+@pytest.mark.parametrize("method", list(METHODS))
+def test_merges(files, elsewhere, method):
+    base, *models = files
+    for tuned in (models, [on(elsewhere, model) for model in models]):
+        found = merge(on(elsewhere, base), tuned, method)
+        for name, tensor in merge(base, models, method).items():
+            assert isinstance(found[name], Elsewhere)
+            np.testing.assert_allclose(found[name].held, tensor, rtol=1e-5, atol=1e-6)
+
+
+def test_a_pair_from_kept_factors_into_the_tensors_of_a_model(files, elsewhere, tmp_path):
+    base, *models = files
+    kept = kept_factors(tmp_path / "kept", base, models[:2])
+    into = on(elsewhere, base)
+    found = merge(on(elsewhere, base), models[:2], "tsv", factors=kept, into=into)
+    for name, tensor in merge(base, models[:2], "tsv").items():
+        assert found[name] is into[name]
+        np.testing.assert_allclose(found[name].held, tensor, rtol=1e-5, atol=1e-6)
+
+
+def test_the_stand_in_tells_devices_apart(elsewhere):
+    there = torch.ones(3, device=elsewhere)
+    with pytest.raises(RuntimeError, match="two devices"):
+        there + torch.ones(3)
+    with pytest.raises(RuntimeError):
+        there.numpy()
+    assert float((there + 1).sum()) == 6 and type(there.cpu()) is torch.Tensor
+
+
+def test_devices_by_name(monkeypatch, files, capsys):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert find_device("auto") == find_device("cpu") == "cpu"
+    with pytest.raises(MergelibError, match="unknown device 'gpu'"):
+        find_device("gpu")
+    base, *models = map(str, files)
+    given = ["--base", base, "--models", *models, "--out", f"{base}.out", "--device", "cuda"]
+    for verb in (["metrics"], ["merge", "--method", "tsv"]):
+        assert main([*verb, *given]) == 2
+        assert "torch sees no GPU" in capsys.readouterr().err
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert find_device("auto") == find_device("cuda") == "cuda"
