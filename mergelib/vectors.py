@@ -1,9 +1,9 @@
 """Task vectors τ_t = θ_t − θ_0, one tensor at a time, and the geometry of their Gram matrix."""
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from math import prod
 from pathlib import Path
 from typing import TypeVar
 
@@ -36,7 +36,8 @@ class Weights:
     def read(self, name: str) -> Tensor:
         """The tensor of that name. Raises MergelibError if an entry is NaN or infinite."""
         tensor = self.get(name)
-        if tensor.numel() and not all(map(torch.isfinite, torch.aminmax(tensor))):
+        ends = torch.aminmax(tensor) if tensor.numel() else ()
+        if not math.isfinite(sum(end.item() for end in ends)):
             raise MergelibError(
                 f"{self.label}: tensor {name!r} has NaN or infinite entries; train it again"
             )
@@ -184,10 +185,10 @@ def _runs(shapes: Mapping[str, Sequence[int]]) -> list[list[str]]:
     found: list[list[str]] = []
     room = 0
     for name, shape in shapes.items():
-        room -= prod(shape)
+        room -= math.prod(shape)
         if room < 0:
             found.append([])
-            room = RUN - prod(shape)
+            room = RUN - math.prod(shape)
         found[-1].append(name)
     return found
 

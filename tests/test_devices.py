@@ -1,9 +1,12 @@
 """The engines on another device than the CPU (a stand-in, see `elsewhere`), and devices by name."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
 from elsewhere import PLACE, Elsewhere, NewTensors
+from open_clip.model import CLIP, CLIPTextCfg, CLIPVisionCfg
 
 from mergelib import vectors
 from mergelib.cli import main
@@ -11,6 +14,7 @@ from mergelib.devices import find_device
 from mergelib.errors import MergelibError
 from mergelib.merging import METHODS, merge, stream
 from mergelib.merging.kept import kept_factors
+from mergelib.metrics import cross_accuracies, mean_activation, pool_gradients
 from mergelib.metrics.weights import survey
 from mergelib.store import save_tensors
 
@@ -79,6 +83,37 @@ def test_a_pair_from_kept_factors_into_the_tensors_of_a_model(files, elsewhere, 
     for name, tensor in merge(base, models[:2], "tsv").items():
         assert found[name] is into[name]
         np.testing.assert_allclose(found[name].held, tensor, rtol=1e-5, atol=1e-6)
+
+
+def moved(module, device):
+    """A copy of a module on a device that `Module.to` would leave without numbers."""
+    module = copy.deepcopy(module)
+    for part in module.modules():
+        for name, value in list(part.named_parameters(recurse=False)):
+            setattr(part, name, torch.nn.Parameter(value.detach().to(device)))
+        for name, value in list(part.named_buffers(recurse=False)):
+            setattr(part, name, value.to(device))
+    return module
+
+
+def test_activations_gradients_and_accuracies(elsewhere):
+    torch.manual_seed(0)
+    vision = CLIPVisionCfg(layers=2, width=16, head_width=8, patch_size=4, image_size=8)
+    text = CLIPTextCfg(context_length=4, vocab_size=10, width=8, heads=2, layers=1)
+    here = CLIP(8, vision, text).visual.eval()
+    there = moved(here, elsewhere)
+    images, heads = torch.randn(6, 3, 8, 8), [torch.randn(3, 8), torch.randn(2, 8)]
+    labels, index = torch.tensor([0, 1, 2, 0, 1, 1]), torch.tensor([0, 0, 0, 1, 1, 1])
+    pool = (images, labels, heads, index)
+    np.testing.assert_allclose(
+        mean_activation(there, images), mean_activation(here, images), rtol=1e-5, atol=1e-6
+    )
+    np.testing.assert_array_equal(cross_accuracies(there, *pool), cross_accuracies(here, *pool))
+    (encoder, pixels), expected = (pool_gradients(each, *pool) for each in (there, here))
+    np.testing.assert_allclose(pixels, expected[1], rtol=1e-4, atol=1e-6)
+    for name, gradient in expected[0].items():
+        assert type(encoder[name]) is torch.Tensor
+        np.testing.assert_allclose(encoder[name], gradient, rtol=1e-4, atol=1e-6)
 
 
 def test_the_stand_in_tells_devices_apart(elsewhere):
