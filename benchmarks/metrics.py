@@ -189,8 +189,7 @@ def measure(args: argparse.Namespace, folder: Path) -> dict[str, float]:
         "speedup": literal / found["seconds"],
         "add_one_fraction": found["add_one_seconds"] / found["seconds"],
         # one model's share of the pass, and all the others read once for its row of products
-        "add_one_floor_seconds": found["seconds"] / args.models
-        + found["floor_read_seconds"],
+        "add_one_floor_seconds": found["seconds"] / args.models + found["floor_read_seconds"],
     }
 
 

@@ -92,9 +92,13 @@ def device(run: Run) -> str:
     return find_device(run.device)
 
 
+@lru_cache  # reading a package's metadata takes milliseconds, and every key asks
+def _versions() -> list[str]:
+    return [version(package) for package in ("torch", "open-clip-torch")]
+
+
 def _numerics(run: Run) -> list:
-    settings = [device(run), run.bfloat16, run.compile]
-    return [*settings, version("torch"), version("open-clip-torch")]
+    return [device(run), run.bfloat16, run.compile, *_versions()]
 
 
 def _needs(run: Run, category: str) -> bool:
