@@ -98,7 +98,7 @@ def _versions() -> list[str]:
 
 
 def _numerics(run: Run) -> list:
-    return [device(run), run.bfloat16, run.compile, *_versions()]
+    return [device(run), run.bfloat16, *_versions()]
 
 
 def _needs(run: Run, category: str) -> bool:
@@ -143,7 +143,7 @@ def key(run: Run, station: str, *names: str) -> str:
             *pair, method = names
             tuned = [key(run, "tuned", task) for task in pair]
             parts = [tuned, method, _method_params(run, method), run.seed, _numerics(run)]
-            parts += [_merging(method), _source("evaluate")]
+            parts += [run.compile, _merging(method), _source("evaluate")]
             if METHODS[method].factored:
                 parts += [key(run, "factors", task) for task in pair]
         case _:

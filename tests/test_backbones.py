@@ -95,6 +95,21 @@ def test_accuracy_is_that_of_scikit_learn(backbone):
     assert normalized_accuracy(0.4, 0.8) == 0.5
 
 
+def test_accuracy_of_pixels_is_that_of_normalized_images(backbone):
+    torch.manual_seed(0)
+    pixels = torch.randint(256, (61, 3, 32, 32), dtype=torch.uint8)
+    images, visual, head = backbone.normalize(pixels), backbone.model.visual, torch.randn(5, 128)
+    with torch.no_grad():
+        labels = logits(visual(images), head).argmax(1)
+    labels[:20] = (labels[:20] + 1) % 5  # 41 of 61 are right
+    given = (labels, head)
+    assert accuracy(visual, images, *given) == 41 / 61
+    assert accuracy(visual, pixels, *given, normalize=backbone.normalize) == 41 / 61
+    half = accuracy(visual, pixels, *given, bfloat16=True, normalize=backbone.normalize)
+    assert half == pytest.approx(41 / 61, abs=0.15)
+    assert next(visual.parameters()).dtype == torch.float32
+
+
 @pytest.fixture
 def copied(tmp_path):
     for suffix in (".json", ".safetensors"):

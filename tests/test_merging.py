@@ -507,6 +507,27 @@ def test_openings_between_tensors_change_nothing(method, tmp_path, monkeypatch):
     assert all(torch.equal(whole[name], parts[name]) for name in base)
 
 
+@pytest.mark.parametrize("method", DETERMINISTIC)
+def test_a_merge_into_tensors_that_are_there(method):
+    base, tuned = models(2)
+    expected = merge(base, tuned, method)
+    into = {name: torch.full_like(value, 7) for name, value in base.items()}
+    found = merge(base, tuned, method, into=into)
+    for name, tensor in expected.items():
+        assert found[name] is into[name]
+        assert torch.equal(into[name], tensor)
+
+
+def test_tensors_to_write_to_must_fit_and_are_left_alone_if_they_do_not():
+    base, tuned = models(2)
+    into = {name: torch.full_like(value, 7) for name, value in base.items()} | {
+        "bias": torch.ones(8)
+    }
+    with pytest.raises(MergelibError, match=r"'bias' has shape \(8,\) in the tensors to write to"):
+        merge(base, tuned, "weight_avg", into=into)
+    assert (into["tall"] == 7).all()
+
+
 def test_merge_command_keeps_factors(tmp_path, capsys):
     base, tuned = fine_tuned_like(2, {"w": (30, 20)})
     paths = [tmp_path / f"{i}.safetensors" for i in range(3)]

@@ -88,6 +88,26 @@ def test_a_merge_by_hand_gives_the_table_s_accuracy(smoke, done):
         assert float((guess == test.labels).float().mean()) == pytest.approx(row[side], abs=0.02)
 
 
+def test_a_compiled_encoder_has_the_weights_of_every_merge(smoke, done, monkeypatch):
+    compiled = []
+
+    def stand_in(module):  # a compiler is not at hand everywhere
+        compiled.append(module)
+        return lambda images: module(images)
+
+    monkeypatch.setattr(torch, "compile", stand_in)
+    pipeline._compiled.cache_clear()
+    run, store = replace(params.load(smoke), compile=True), done / "store"
+    files = pipeline.make_merged(store, run, *run.tasks[:2])
+    pipeline._compiled.cache_clear()
+    assert len(compiled) == 1
+    merges = pd.read_csv(done / "tables" / "merges.csv")
+    pair = merges[(merges.task_a == run.tasks[0]) & (merges.task_b == run.tasks[1])]
+    for file, row in zip(files, pair.itertuples(), strict=True):
+        found = read_json(file)
+        assert (found["acc_a"], found["acc_b"]) == (row.acc_a, row.acc_b)
+
+
 def test_a_metric_by_hand(smoke, done):
     run = params.load(smoke)
     base = load().visual_state()
