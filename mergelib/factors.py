@@ -3,7 +3,8 @@
 The eigenvectors of the small Gram matrix AᵀA cost a fifth of an SVD, a few of them a tenth, but
 rounding moves its eigenvalues σ² by about eps·σ1². That is harmless at the top; what is small is
 either refined on A itself (`ends`) or, where the spectrum is too wide for that, left to LAPACK's
-SVD.
+SVD. On a GPU it is the large products that run there; the small problems are LAPACK's everywhere,
+whose threads solve many at a time.
 """
 
 from dataclasses import dataclass
@@ -11,8 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mergelib import lapack
-from mergelib.lapack import small_gram
+from mergelib.lapack import Tridiagonal, eigh, small_gram
 
 TOP = 1e-3  # of σ1: below this the Gram matrix blurs a singular vector
 FULL = 1e-4  # of σ1: likewise where orthonormal left and right factors are wanted
@@ -34,26 +34,8 @@ class Ends:
     v_bottom: Tensor  # (n, k)
 
 
-class _Whole:
-    """All eigenvectors of a symmetric matrix, on any device; as `lapack.Tridiagonal`, which
-    finds few on the CPU.
-    """
-
-    def __init__(self, matrix: Tensor) -> None:
-        self.values, self._vectors = torch.linalg.eigh(matrix)
-        self._low = 0
-
-    def ends(self, low: int, high: int) -> tuple[Tensor, Tensor]:
-        self._low = low
-        return self._vectors[:, :low], self._vectors[:, len(self.values) - high :]
-
-    def solve_outside(self, right: Tensor, shifts: Tensor) -> Tensor:
-        others, values = self._vectors[:, self._low :], self.values[self._low :]
-        return others @ ((others.T @ right) / (values[:, None] - shifts))
-
-
 def _svd(tall: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    u, s, vt = torch.linalg.svd(tall, full_matrices=False)
+    u, s, vt = torch.linalg.svd(tall.cpu(), full_matrices=False)
     return u, s, vt.T
 
 
@@ -69,17 +51,17 @@ def thin_factors(matrix: Tensor, rank: int | None = None) -> tuple[Tensor, Tenso
         v, s, u = thin_factors(matrix.T, rank)
         return u, s, v
     tall = matrix.double()
-    squares, vectors = torch.linalg.eigh(small_gram(tall))
+    squares, vectors = eigh(small_gram(tall))
     s = squares.clamp(min=0).sqrt().flip(0)[:rank]
     if not len(s) or s[-1] < FULL * s[0] or s[0] == 0:
-        u, s, v = _svd(tall)
+        u, s, v = (part.to(tall.device) for part in _svd(tall))
         return u[:, :rank], s[:rank], v[:, :rank]
     v = vectors.flip(1)[:, :rank].contiguous()
     return (tall @ v) / s, s, v
 
 
 def ends(matrix: Tensor, sigmas: int = 100, k: int = 10) -> Ends:
-    """Ends of the thin SVD of (m, n), float64, on the matrix's device; k is cut to min(m, n).
+    """Ends of the thin SVD of (m, n), float64, on the CPU; k is cut to min(m, n).
 
     Against LAPACK's float64 SVD: values within 1e-14 σ1²/σ; the space of either group of vectors
     within 1e-11 + 1e-13 σ1/gap radians, gap being what separates its values from the others'. Where
@@ -94,8 +76,9 @@ def ends(matrix: Tensor, sigmas: int = 100, k: int = 10) -> Ends:
     n = tall.shape[1]
     k = min(k, n)
     if not tall[0].any() and not tall.any():
-        u, v = torch.eye(*tall.shape).to(tall), torch.eye(n).to(tall)
-        return Ends(tall.new_zeros(min(sigmas, n)), u[:, :k], v[:, :k], u[:, n - k : n], v[:, -k:])
+        u, v = (torch.eye(rows, n, dtype=torch.float64) for rows in tall.shape)
+        zeros = torch.zeros(min(sigmas, n), dtype=torch.float64)
+        return Ends(zeros, u[:, :k], v[:, :k], u[:, n - k : n], v[:, -k:])
     if n > k + GUARD and (found := _by_gram(tall, sigmas, k)):
         return found
     u, s, v = _svd(tall)
@@ -104,15 +87,14 @@ def ends(matrix: Tensor, sigmas: int = 100, k: int = 10) -> Ends:
 
 def _by_gram(tall: Tensor, sigmas: int, k: int) -> Ends | None:
     """`ends` from AᵀA; None where that cannot give them."""
-    gram = small_gram(tall)
     try:
-        eigen = lapack.Tridiagonal(gram) if tall.device.type == "cpu" else _Whole(gram)
+        eigen = Tridiagonal(small_gram(tall).cpu())
         sigma = eigen.values.clamp(min=0).sqrt().flip(0)
         top = sigma[:k]
         if not top[-1] > TOP * top[0]:
             return None
         low, high = eigen.ends(k + GUARD, k)
-        images = tall @ torch.cat([low, high], dim=1)  # one pass over A, the slow part
+        images = _times(tall, torch.cat([low, high], dim=1))  # one pass over A, the slow part
         bottom = _bottom(tall, eigen, low, images[:, :-k], k)
     except torch.linalg.LinAlgError:
         return None
@@ -120,8 +102,13 @@ def _by_gram(tall: Tensor, sigmas: int, k: int) -> Ends | None:
     return Ends(sigma[:sigmas], u, high.flip(1), *bottom) if bottom else None
 
 
+def _times(matrix: Tensor, columns: Tensor) -> Tensor:
+    """Matrix times a few columns, which are on the CPU."""
+    return (matrix @ columns.to(matrix.device)).cpu()
+
+
 def _bottom(
-    tall: Tensor, eigen: lapack.Tridiagonal | _Whole, w: Tensor, images: Tensor, k: int
+    tall: Tensor, eigen: Tridiagonal, w: Tensor, images: Tensor, k: int
 ) -> tuple[Tensor, Tensor] | None:
     """Last k left and right singular vectors, in descending order; None where they do not settle.
 
@@ -138,12 +125,12 @@ def _bottom(
             return left, right
         if s[-1] < NULL * eigen.values[-1].sqrt():
             return None
-        residual = tall.T @ (left * value) - right * value**2
+        residual = _times(tall.T, left * value) - right * value**2
         turn = eigen.solve_outside(residual, value**2)
         angle = turn.norm(dim=0).max()
         if not angle < LOST:  # nan too
             return None
         w = torch.linalg.qr(torch.cat([w[:, :-k], right - turn], dim=1))[0]
-        images = tall @ w
+        images = _times(tall, w)
         settled = angle < SETTLED
     return None

@@ -67,6 +67,15 @@ def small_gram(tall: Tensor) -> Tensor:
     return found
 
 
+def eigh(matrix: Tensor) -> tuple[Tensor, Tensor]:
+    """Eigenvalues, ascending, and eigenvectors of a symmetric matrix (n, n), on its device.
+
+    Found on the CPU: GPU libraries solve matrices of this size one after another.
+    """
+    values, vectors = torch.linalg.eigh(matrix.cpu())
+    return values.to(matrix.device), vectors.to(matrix.device)
+
+
 class Tridiagonal:
     """A symmetric float64 matrix (n, n) on the CPU as Q T Qᵀ, T tridiagonal.
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from mergelib.factors import thin_factors
-from mergelib.lapack import small_gram
+from mergelib.lapack import eigh, small_gram
 
 LARGE = 2**18  # entries; from here on products of well-conditioned matrices run in float32
 
@@ -100,7 +100,7 @@ def split(matrix: Tensor, dtype: torch.dtype = torch.float64, floor: float | Non
     `dtype` is that of the parts; singular values up to `floor` (default: `null`) count as zero.
     """
     tall = matrix.double()
-    squares, vectors = torch.linalg.eigh(small_gram(tall))
+    squares, vectors = eigh(small_gram(tall))
     sigma = squares.clamp(min=0).sqrt()
     largest = sigma[-1] if len(sigma) else sigma.sum()
     least = null(matrix, largest) if floor is None else floor
@@ -119,7 +119,7 @@ def split_pair(first: Tensor, second: Tensor, dtype: torch.dtype) -> Polar:
     weak; it is taken from the blocks themselves, which the Gram matrix would blur.
     """
     cross = (first.to(dtype).T @ second.to(dtype)).double()
-    squares, vectors = torch.linalg.eigh(cross.T @ cross)
+    squares, vectors = eigh(cross.T @ cross)
     squares = squares.clamp(0, 1)
     cosine = squares.sqrt()
     apart = (1 - squares) / (1 + cosine)  # 1 − cos Θ

@@ -46,8 +46,7 @@ def sweep(
                 check_same(origin, model)
             kept = None if factors is None else _opened(stack, factors, "factors of model")
             found = partial(_found, work, origin, models, kept)
-            on_gpu = not origin.get(names[0]).is_cpu  # which works on one kernel at a time anyway
-            yield from zip(names, (map if on_gpu else threaded)(found, names), strict=True)
+            yield from zip(names, threaded(found, names), strict=True)
 
 
 def _batches(shapes: dict[str, tuple[int, ...]], copies: int) -> Iterator[list[str]]:

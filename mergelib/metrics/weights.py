@@ -90,7 +90,7 @@ def _summary(name: str, vector: Tensor) -> Summary:
     kept = {f"sigma/{name}": found.sigma.clone()}
     for end in ("u_top", "v_top", "u_bottom", "v_bottom"):
         kept[f"{end}/{name}"] = getattr(found, end).float().contiguous()
-    return {key: part.cpu() for key, part in kept.items()}
+    return kept
 
 
 def summarize(base: Source, tuned: Source, device: str = "cpu") -> Summary:
