@@ -154,7 +154,7 @@ def load_state(module: nn.Module, state: dict[str, Tensor], path: Path | str) ->
     module.load_state_dict({name: value.float() for name, value in state.items()})
 
 
-def save_card(path: Path, card: dict) -> str:
+def card_text(card: dict) -> str:
     """The JSON text of a model card (one line per entry; the vocabulary on one line)."""
     lines = [f"  {json.dumps(key)}: {json.dumps(card[key])}" for key in sorted(card)]
     return "{\n" + ",\n".join(lines) + "\n}\n"

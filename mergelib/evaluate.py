@@ -1,4 +1,4 @@
-"""Accuracy of an image encoder under a frozen head; normalized accuracy."""
+"""Accuracy of an image encoder under a frozen head."""
 
 from collections.abc import Callable
 
@@ -37,8 +37,3 @@ def accuracy(
             features = visual(pixels)
         right += (logits(features.float(), head).argmax(dim=1) == truth).sum()
     return int(right) / len(labels)
-
-
-def normalized_accuracy(merged: float, single: float) -> float:
-    """acc(merged) / acc(single), the share of a fine-tuned model's accuracy that a merge keeps."""
-    return merged / single if single else float("nan")

@@ -19,7 +19,7 @@ from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from mergelib.backbones import GLYPH_VIT, WEIGHTS, glyph_model, save_card, tokenize, vocabulary
+from mergelib.backbones import GLYPH_VIT, WEIGHTS, card_text, glyph_model, tokenize, vocabulary
 from mergelib.store import digest, file_digest, load_tensors, save_tensors, write_atomic
 from mergelib.tasks import pixels_digest
 from mergelib.tasks.glyphs import Glyph, characters, icons, mask, words
@@ -295,7 +295,7 @@ def pretrain(recipe: Recipe, out: Path, work: Path, device: str, save_every: int
         "steps_of_last_leg": recipe.steps - start,
         "versions": {p: version(p) for p in ("torch", "open-clip-torch", "pillow", "numpy")},
     }
-    write_atomic(out.with_suffix(".json"), save_card(out, card).encode())
+    write_atomic(out.with_suffix(".json"), card_text(card).encode())
 
 
 def _save(path: Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer, step: int) -> None:
