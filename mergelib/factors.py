@@ -60,7 +60,7 @@ def thin_factors(matrix: Tensor, rank: int | None = None) -> tuple[Tensor, Tenso
     return (tall @ v) / s, s, v
 
 
-def ends(matrix: Tensor, sigmas: int = 100, k: int = 10) -> Ends:
+def ends(matrix: Tensor, sigmas: int = 100, k: int = 10, room: Tensor | None = None) -> Ends:
     """Ends of the thin SVD of (m, n), float64, on the CPU; k is cut to min(m, n).
 
     Against LAPACK's float64 SVD: values within 1e-14 σ1²/σ; the space of either group of vectors
@@ -68,9 +68,11 @@ def ends(matrix: Tensor, sigmas: int = 100, k: int = 10) -> Ends:
     AᵀA cannot give that (σ_k < 1e-3 σ1, or a bottom that is null or that the refinement does not
     settle), and for small matrices, it is LAPACK's SVD. Below the rank of A vectors complete the
     others arbitrarily; those of a zero matrix are the first k axes, and the last k of min(m, n).
+    `room`, float64 (n, n) with n = min(m, n) on the CPU, is memory for AᵀA there: where many
+    matrices are factored, the system takes a tenth of the time to clear new memory for each.
     """
     if matrix.shape[0] < matrix.shape[1]:
-        found = ends(matrix.T, sigmas, k)
+        found = ends(matrix.T, sigmas, k, room)
         return Ends(found.sigma, found.v_top, found.u_top, found.v_bottom, found.u_bottom)
     tall = matrix.double()
     n = tall.shape[1]
@@ -79,16 +81,16 @@ def ends(matrix: Tensor, sigmas: int = 100, k: int = 10) -> Ends:
         u, v = (torch.eye(rows, n, dtype=torch.float64) for rows in tall.shape)
         zeros = torch.zeros(min(sigmas, n), dtype=torch.float64)
         return Ends(zeros, u[:, :k], v[:, :k], u[:, n - k : n], v[:, -k:])
-    if n > k + GUARD and (found := _by_gram(tall, sigmas, k)):
+    if n > k + GUARD and (found := _by_gram(tall, sigmas, k, room)):
         return found
     u, s, v = _svd(tall)
     return Ends(s[:sigmas], u[:, :k], v[:, :k], u[:, -k:], v[:, -k:])
 
 
-def _by_gram(tall: Tensor, sigmas: int, k: int) -> Ends | None:
+def _by_gram(tall: Tensor, sigmas: int, k: int, room: Tensor | None) -> Ends | None:
     """`ends` from AᵀA; None where that cannot give them."""
     try:
-        eigen = Tridiagonal(small_gram(tall).cpu())
+        eigen = Tridiagonal(small_gram(tall, room).cpu())
         sigma = eigen.values.clamp(min=0).sqrt().flip(0)
         top = sigma[:k]
         if not top[-1] > TOP * top[0]:

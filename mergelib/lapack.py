@@ -51,8 +51,11 @@ def _solve(name: str, *arguments: Tensor | bytes | int | float) -> None:
         raise torch.linalg.LinAlgError(f"LAPACK's {name} fails with {int(info)}")
 
 
-def small_gram(tall: Tensor) -> Tensor:
-    """AᵀA of a float64 matrix (m, n), on its device: (n, n), of which the lower triangle counts."""
+def small_gram(tall: Tensor, out: Tensor | None = None) -> Tensor:
+    """AᵀA of a float64 matrix (m, n), on its device: (n, n), of which the lower triangle counts.
+
+    On the CPU `out`, if given, is written over and returned.
+    """
     if not tall.is_cpu:
         return tall.T @ tall
     m, n = tall.shape
@@ -61,7 +64,8 @@ def small_gram(tall: Tensor) -> Tensor:
         layout, lead = b"N", tall.stride(0)
     else:
         layout, lead = b"T", tall.stride(1)
-    found = tall.new_zeros(n, n)  # the upper triangle of its columns is the lower of its rows
+    # the upper triangle of its columns is the lower of its rows
+    found = tall.new_zeros(n, n) if out is None else out
     sizes = (n, m, 1.0, tall, max(1, lead), 0.0, found, max(1, n))
     _call("dsyrk", b"U", layout, *sizes)
     return found
@@ -79,7 +83,8 @@ def eigh(matrix: Tensor) -> tuple[Tensor, Tensor]:
 class Tridiagonal:
     """A symmetric float64 matrix (n, n) on the CPU as Q T Qᵀ, T tridiagonal.
 
-    Its lower triangle is read. `values` (n,) are the eigenvalues, ascending, within about eps ‖A‖.
+    Its lower triangle is read, and its memory used. `values` (n,) are the eigenvalues, ascending,
+    within about eps ‖A‖.
     Raises LinAlgError where LAPACK fails, or where vectors are asked for and T falls into blocks,
     as it does for a null row or equal values.
     Source: LAPACK's dsytrd, dsterf, dstein, dormtr and dgtsv.
@@ -87,7 +92,7 @@ class Tridiagonal:
 
     def __init__(self, matrix: Tensor) -> None:
         n = self.size = len(matrix)
-        self._reflectors = matrix.contiguous().clone()
+        self._reflectors = matrix.contiguous()
         self._diagonal, self._beside, self._scales = (matrix.new_zeros(n) for _ in range(3))
         parts = (self._diagonal, self._beside, self._scales)
         work = matrix.new_empty(BLOCK * n)

@@ -229,9 +229,9 @@ def _gram(flat: Sequence[Tensor], start: Tensor, device: str) -> np.ndarray:
     for begin in range(0, size, chunk):
         part = slice(begin, begin + chunk)
         block = memory[:, : size - begin]
-        origin = start[part].to(block)
+        origin = start[part].to(device)
         for row, vector in zip(block, flat, strict=True):
-            row.copy_(vector[part]).sub_(origin)
+            difference(vector[part], origin, out=row)
         total += small_gram(block.T)
     return (total.tril() + total.tril(-1).T).cpu().numpy()
 

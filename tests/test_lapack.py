@@ -31,7 +31,7 @@ def test_values_and_ends(n):
 def test_solving_outside_the_lowest():
     matrix = symmetric(60)
     values, vectors = np.linalg.eigh(matrix)
-    found = Tridiagonal(torch.from_numpy(matrix))
+    found = Tridiagonal(torch.tensor(matrix))
     found.ends(8, 2)
     right = np.random.default_rng(1).standard_normal((60, 3))
     shifts = values[[0, 3, 6]]  # the matrix less a shift is singular; outside the lowest it is not
@@ -43,7 +43,7 @@ def test_solving_outside_the_lowest():
 
 @pytest.mark.parametrize("matrix", [np.eye(12), np.diag([3.0, 2.0, 1.0]), np.zeros((5, 5))])
 def test_blocks_are_refused(matrix):
-    found = Tridiagonal(torch.from_numpy(matrix))
+    found = Tridiagonal(torch.tensor(matrix))
     np.testing.assert_allclose(found.values, np.sort(np.diag(matrix)))
     with pytest.raises(torch.linalg.LinAlgError, match="falls into blocks"):
         found.ends(1, 1)
@@ -56,4 +56,7 @@ def test_the_lower_triangle_of_a_gram_matrix():
             for layout in (tall, np.flip(tall).T.copy().T):
                 found = small_gram(torch.from_numpy(layout))
                 literal = np.tril(layout.T @ layout)
+                np.testing.assert_allclose(found.tril(), literal, rtol=1e-11, atol=1e-12)
+                written = small_gram(torch.from_numpy(layout), found.fill_(7))
+                assert written is found
                 np.testing.assert_allclose(found.tril(), literal, rtol=1e-11, atol=1e-12)

@@ -38,7 +38,7 @@ def survey(
     Source: published metrics, categories task vector, effective rank and subspace.
     """
     fresh = range(len(tuned)) if fresh is None else fresh
-    workspace = _Workspace()
+    workspace, squares = _Workspace(), _Workspace()
 
     def work(
         name: str, origin: Weights, others: Sequence[Weights]
@@ -56,12 +56,13 @@ def survey(
             start, *models = (weights.read(name) for weights in (origin, *others))
         held = dict(zip(rows or (), () if vectors is None else vectors, strict=True))
         room = None if held else workspace.take(start.shape, device)
+        gram_room = squares.take((min(start.shape),) * 2, "cpu")
         found = []
         for t in fresh:
             vector = held.get(t)
             if vector is None:
                 vector = difference(models[t], start, device, out=room)
-            found.append(_summary(name, vector.view(start.shape)))
+            found.append(_summary(name, vector.view(start.shape), gram_room))
         return gram, found
 
     grams: dict[str, np.ndarray] = {}
@@ -74,7 +75,7 @@ def survey(
 
 
 class _Workspace(threading.local):
-    """A thread's memory for task vectors; new pages for each would take as long as filling them."""
+    """A thread's memory for matrices; new pages for each would take as long as filling them."""
 
     def __init__(self) -> None:
         self._held = torch.empty(0, dtype=torch.float64)
@@ -85,8 +86,8 @@ class _Workspace(threading.local):
         return self._held[: prod(shape)].view(shape)
 
 
-def _summary(name: str, vector: Tensor) -> Summary:
-    found = ends(vector, SIGMAS, TRIPLETS)
+def _summary(name: str, vector: Tensor, gram_room: Tensor) -> Summary:
+    found = ends(vector, SIGMAS, TRIPLETS, gram_room)
     kept = {f"sigma/{name}": found.sigma.clone()}
     for end in ("u_top", "v_top", "u_bottom", "v_bottom"):
         kept[f"{end}/{name}"] = getattr(found, end).float().contiguous()
