@@ -30,7 +30,7 @@ from mergelib.sources import BENCHMARK
 from mergelib.store import digest, file_digest, write_atomic
 
 COMPUTES = ("numpy", "pandas", "scikit-learn", "torch", "matplotlib", "seaborn", "papermill")
-RENDERS = ("jupyter-book", "sphinx", "myst-nb", "sphinx-book-theme")
+RENDERS = ("jupyter-book", "sphinx", "myst-nb", "sphinx-book-theme", "sphinx-mathjax-offline")
 INJECTED = "injected-parameters"
 PICTURES = (".png", ".svg", ".jpg", ".gif")
 RELEASED = "_released"  # ends the name of a chapter's twin

@@ -1,6 +1,7 @@
 """The book's build, on throwaway books, and the form of the chapters that are committed."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -38,7 +39,7 @@ def small(tmp_path) -> Path:
         "chapters:\n- file: book/b_first\n- file: book/a_second\n"
     )
     (source / "book" / "intro.md").write_text(
-        "# Intro\n\n## Part\n\n[one](b_first), [here](#part)\n"
+        "# Intro\n\n## Part\n\n[one](b_first), [here](#part), $x_1$\n"
     )
     (source / "book" / "tables" / "x.csv").write_text("value\n41\n")
     chapter(
@@ -69,6 +70,9 @@ def test_builds_in_order_of_the_contents_then_only_what_changed(small, no_networ
     assert text_of(done / "b_first.ipynb") == "value 42 book\n"  # the machine's path is gone
     assert "value 42 book" in pages[1].read_text()
     stamps = [page.stat().st_mtime_ns for page in pages]
+    needed = re.findall(r'<(?:script|link|img)\b[^>]* (?:src|href)="([^"?]+)', pages[0].read_text())
+    assert any("mathjax" in link for link in needed)  # the formula's; a reader may be offline
+    assert [link for link in needed if not (pages[0].parent / link).exists()] == []
 
     book.build(small)
     assert (runs(small, "b_first"), runs(small, "a_second")) == (1, 1)
