@@ -19,11 +19,11 @@ import open_clip
 import torch
 from torch import Tensor, nn
 
-from mergelib.backbones import GLYPH_VIT, load
-from mergelib.devices import find_device
-from mergelib.evaluate import BATCH, accuracy
-from mergelib.heads import zero_shot_head
-from mergelib.merging import merge
+from mergelib.core.devices import find_device
+from mergelib.merging.engine import merge
+from mergelib.models.accuracy import BATCH, accuracy
+from mergelib.models.backbones import GLYPH_VIT, load
+from mergelib.models.heads import zero_shot_head
 from mergelib.tasks import TASKS, build
 
 METHOD = "weight_avg"

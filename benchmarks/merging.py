@@ -22,10 +22,11 @@ import torch
 from synthetic import TOWERS, tower_shapes, write_shapes
 from torch import Tensor
 
-from mergelib.merging import METHODS, merge
-from mergelib.merging.factors import is_matrix
-from mergelib.merging.kept import keep_factors
-from mergelib.store import load_tensors, save_tensors
+from mergelib.core.store import load_tensors, save_tensors
+from mergelib.linalg.polar import is_matrix
+from mergelib.merging.cache import keep_factors
+from mergelib.merging.engine import merge
+from mergelib.merging.registry import METHODS
 
 Factors = tuple[Tensor, Tensor, Tensor]
 

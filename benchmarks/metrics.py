@@ -26,8 +26,8 @@ import torch
 from synthetic import TOWERS, checkpoint_shapes, write_models
 from torch import Tensor
 
-from mergelib.metrics import pairwise_of_checkpoints
-from mergelib.store import load_tensors
+from mergelib.core.store import load_tensors
+from mergelib.metrics.table import pairwise_of_checkpoints
 
 EPS, SIGMAS, TRIPLETS = 1e-10, 100, 10
 

@@ -13,12 +13,14 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
-from mergelib.backbones import load
-from mergelib.evaluate import accuracy
-from mergelib.finetune import Recipe, finetune
-from mergelib.heads import zero_shot_head
-from mergelib.merging import METHODS, merge
-from mergelib.metrics import mean_activation, pool_gradients, summarize
+from mergelib.merging.engine import merge
+from mergelib.merging.registry import METHODS
+from mergelib.metrics.encoder import mean_activation, pool_gradients
+from mergelib.metrics.weights import summarize
+from mergelib.models.accuracy import accuracy
+from mergelib.models.backbones import load
+from mergelib.models.finetune import Recipe, finetune
+from mergelib.models.heads import zero_shot_head
 from mergelib.tasks import build
 
 IMAGES = 400

@@ -20,12 +20,15 @@ import numpy as np
 import pandas as pd
 import torch
 
-from mergelib.predict import FINAL_METHODS, LeaveOneTaskOut, adam, assemble, held_out, qap, target
-from mergelib.predict.crossval import fold_seeds
+from mergelib.core.store import read_table
+from mergelib.pairs.correlation import score
+from mergelib.pairs.tables import FINAL_METHODS, assemble
+from mergelib.pairs.targets import target
+from mergelib.predict.crossval import fold_seeds, held_out
 from mergelib.predict.folds import scaled, scaling
-from mergelib.predict.scores import score
-from mergelib.predict.splits import fold_masks
-from mergelib.store import read_table
+from mergelib.predict.qap import qap
+from mergelib.predict.splits import LeaveOneTaskOut, fold_masks
+from mergelib.published.predictors import adam
 
 SEEDS = 10
 

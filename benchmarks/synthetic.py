@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from mergelib.store import save_tensors
+from mergelib.core.store import save_tensors
 
 # width, blocks, patch size, embedding; images are 224 x 224
 TOWERS = {

@@ -8,18 +8,11 @@ import open_clip
 import pytest
 import torch
 
-from mergelib.backbones import (
-    CONTEXT,
-    GLYPH_VIT,
-    WEIGHTS,
-    load,
-    tokenize,
-    vocabulary,
-)
-from mergelib.errors import MergelibError
-from mergelib.evaluate import accuracy
-from mergelib.heads import logits, zero_shot_head
-from mergelib.store import file_digest, load_tensors, save_tensors
+from mergelib.core.errors import MergelibError
+from mergelib.core.store import file_digest, load_tensors, save_tensors
+from mergelib.models.accuracy import accuracy
+from mergelib.models.backbones import CONTEXT, GLYPH_VIT, WEIGHTS, load, tokenize, vocabulary
+from mergelib.models.heads import logits, zero_shot_head
 from mergelib.tasks import TASKS
 
 

@@ -11,8 +11,9 @@ import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
-from mergelib import book
-from mergelib.errors import MergelibError
+from mergelib.book import build, chapters, contents, notebooks, twins
+from mergelib.book.pages import check_links, check_pages
+from mergelib.core.errors import MergelibError
 
 ROOT = Path(__file__).resolve().parents[1]
 CHAPTERS = sorted((ROOT / "book").glob("*.ipynb"))
@@ -63,7 +64,7 @@ def text_of(path: Path) -> str:
 
 
 def test_builds_in_order_of_the_contents_then_only_what_changed(small, no_network):
-    pages = book.build(small)
+    pages = build.build(small)
     assert [page.stem for page in pages] == ["intro", "b_first", "a_second"]
     assert (small / "_build" / "html" / "index.html").is_file()
     done = small / "_build" / "book" / "book"
@@ -74,14 +75,14 @@ def test_builds_in_order_of_the_contents_then_only_what_changed(small, no_networ
     assert any("mathjax" in link for link in needed)  # the formula's; a reader may be offline
     assert [link for link in needed if not (pages[0].parent / link).exists()] == []
 
-    book.build(small)
+    build.build(small)
     assert (runs(small, "b_first"), runs(small, "a_second")) == (1, 1)
     assert [page.stat().st_mtime_ns for page in pages] == stamps
 
     other = small / "other"
     other.mkdir()
     (other / "x.csv").write_text("value\n6\n")
-    pages = book.build(small, tables=other)  # only the first declares `tables`
+    pages = build.build(small, tables=other)  # only the first declares `tables`
     assert "value 7 book" in pages[1].read_text()
     assert (runs(small, "b_first"), runs(small, "a_second")) == (2, 1)
 
@@ -93,7 +94,7 @@ def test_figures_land_in_the_chapter_whatever_backend_the_user_has_set(tmp_path,
     chapter(path, "from mergelib import plots\nplots.style()", "ax = plots.plt.subplots()[1]")
     pictures = []
     for name in ("once", "again"):
-        book.execute(path, tmp_path / f"{name}.ipynb", {}, tmp_path)
+        chapters.execute(path, tmp_path / f"{name}.ipynb", {}, tmp_path)
         outputs = nbformat.read(tmp_path / f"{name}.ipynb", 4).cells[-1].outputs
         pictures += [output.data["image/png"] for output in outputs]
     assert len(pictures) == 2
@@ -102,24 +103,24 @@ def test_figures_land_in_the_chapter_whatever_backend_the_user_has_set(tmp_path,
 
 def test_a_chapter_depends_on_its_source_data_parameters_and_nothing_else(small):
     path = small / "book" / "a_second.ipynb"
-    key = book.chapter_key(path, {})
+    key = chapters.chapter_key(path, {})
     notebook = nbformat.read(path, 4)
     notebook.cells[1].outputs = [nbformat.v4.new_output("stream", text="old")]
     notebook.metadata["papermill"] = {"start_time": "now"}
     nbformat.write(notebook, path)
     (small / "book" / "intro.md").write_text("# Other prose\n")
-    assert book.chapter_key(path, {}) == key
-    assert book.chapter_key(path, {"n": 2}) != key
+    assert chapters.chapter_key(path, {}) == key
+    assert chapters.chapter_key(path, {"n": 2}) != key
     (small / "book" / "tables" / "x.csv").write_text("value\n5\n")
-    book._contents.cache_clear()
-    assert book.chapter_key(path, {}) != key
+    chapters.contents.cache_clear()
+    assert chapters.chapter_key(path, {}) != key
 
 
 def test_a_twin_follows_its_chapter_and_keeps_its_source_and_outputs(small):
     path = small / "book" / "b_first.ipynb"
     text = 'source: str = "benchmark"  # or another\ntables = "tables"\nreleased = "../r"'
     chapter(path, "print(source)", parameters=text)
-    twin = nbformat.read(book.sync_twin(path), 4)
+    twin = nbformat.read(twins.sync_twin(path), 4)
     assert twin.cells[0].source.startswith("# b_first, on the released tables\n\n**Question**")
     assert twin.cells[1].source == text.replace("benchmark", "ViT-B-16_AdamW")
     master = nbformat.read(path, 4)
@@ -129,14 +130,14 @@ def test_a_twin_follows_its_chapter_and_keeps_its_source_and_outputs(small):
     twin.cells[1].source = text.replace("benchmark", "ViT-B-32_AdamW")
     twin.cells[3].outputs = [nbformat.v4.new_output("stream", text="kept\n")]
     nbformat.write(twin, path_of_twin)
-    book.sync_twin(path)
+    twins.sync_twin(path)
     assert "ViT-B-32_AdamW" in nbformat.read(path_of_twin, 4).cells[1].source
     assert text_of(path_of_twin) == "kept\n"
-    assert book.lacks_released(path_of_twin, {})
-    assert not book.lacks_released(path, {})
+    assert twins.lacks_released(path_of_twin, {})
+    assert not twins.lacks_released(path, {})
     chapter(path, "print(n)")
     with pytest.raises(MergelibError, match="no parameter `source`"):
-        book.sync_twin(path)
+        twins.sync_twin(path)
 
 
 def test_a_chapter_without_its_released_tables_is_shown_as_committed(small):
@@ -146,14 +147,14 @@ def test_a_chapter_without_its_released_tables_is_shown_as_committed(small):
     notebook.cells[3].outputs = [nbformat.v4.new_output("stream", text="as committed")]
     nbformat.write(notebook, path)
     chapter(small / "book" / "a_second.ipynb", "print(n)")
-    assert "as committed" in book.build(small)[1].read_text()
+    assert "as committed" in build.build(small)[1].read_text()
     assert runs(small, "b_first") == 0
 
     (small / "checkout" / "results").mkdir(parents=True)
-    assert "../checkout" in book.build(small, released=small / "checkout")[1].read_text()
+    assert "../checkout" in build.build(small, released=small / "checkout")[1].read_text()
     assert runs(small, "b_first") == 1
     with pytest.raises(MergelibError, match="no checkout of the released tables"):
-        book.build(small, released=small / "book")
+        build.build(small, released=small / "book")
 
 
 def test_a_failing_chapter_is_named_and_leaves_no_page(small):
@@ -164,12 +165,12 @@ def test_a_failing_chapter_is_named_and_leaves_no_page(small):
     with pytest.raises(
         MergelibError, match=r"a_second\.ipynb.*cell \[4\].*print.*ValueError: luck"
     ):
-        book.build(small, out=out)
+        build.build(small, out=out)
     assert not out.exists()
     assert not list(small.rglob("*.draft.ipynb"))
     assert (small / "book" / "a_second.ipynb").is_file()
     chapter(small / "book" / "a_second.ipynb", "x = 1")
-    assert len(book.build(small, out=out)) == 3
+    assert len(build.build(small, out=out)) == 3
     assert runs(small, "b_first") == 1
 
 
@@ -178,7 +179,7 @@ def test_a_warning_of_the_renderer_is_an_error(small):
     for name in ("a_second", "b_first"):
         chapter(small / "book" / f"{name}.ipynb")
     with pytest.raises(MergelibError, match="could not render.*intro.md.*no_such_page"):
-        book.build(small)
+        build.build(small)
     assert not (small / "_build" / "html").exists()
 
 
@@ -189,10 +190,10 @@ def test_a_missing_or_empty_page_is_found(tmp_path):
     (tmp_path / "index.html").write_text(PAGE)
     (tmp_path / "full.html").write_text(PAGE)
     (tmp_path / "empty.html").write_text("<html><nav>menu</nav><article> </article></html>")
-    assert book.check_pages(tmp_path, ["full"]) == [tmp_path / "full.html"]
+    assert check_pages(tmp_path, ["full"]) == [tmp_path / "full.html"]
     for name in ("gone", "empty"):
         with pytest.raises(MergelibError, match=f"chapter {name} has no page, or an empty one"):
-            book.check_pages(tmp_path, ["full", name])
+            check_pages(tmp_path, ["full", name])
 
 
 @pytest.mark.parametrize(
@@ -211,27 +212,27 @@ def test_links_are_followed(tmp_path, link, whole):
     (tmp_path / "a.html").write_text(PAGE.format(link))
     (tmp_path / "b.html").write_text(PAGE.format('<h2 id="there">'))
     if whole:
-        book.check_links(tmp_path)
+        check_links(tmp_path)
     else:
         with pytest.raises(MergelibError, match="broken links in the book: a.html"):
-            book.check_links(tmp_path)
+            check_links(tmp_path)
 
 
 def test_bad_input_is_one_clear_error(small, tmp_path):
     with pytest.raises(MergelibError, match="no folder of tables"):
-        book.build(small, tables=tmp_path / "gone")
+        build.build(small, tables=tmp_path / "gone")
     with pytest.raises(MergelibError, match="no chapter has a parameter speed"):
-        book.build(small, parameters={"speed": 1})
+        build.build(small, parameters={"speed": 1})
     with pytest.raises(MergelibError, match="commit-outputs"):
-        book.build(small, parameters={"n": 2}, commit=True)
+        build.build(small, parameters={"n": 2}, commit=True)
     (small / "book" / "a_second.ipynb").write_text("not JSON")
     with pytest.raises(MergelibError, match="a_second.ipynb is no notebook"):
-        book.build(small)
+        build.build(small)
     (small / "book" / "a_second.ipynb").unlink()
     with pytest.raises(MergelibError, match="lists book/a_second, but there is no"):
-        book.build(small)
+        build.build(small)
     with pytest.raises(MergelibError, match="_toc.yml is missing"):
-        book.build(tmp_path)
+        build.build(tmp_path)
 
 
 def test_committed_outputs_are_the_same_each_time(small):
@@ -239,8 +240,8 @@ def test_committed_outputs_are_the_same_each_time(small):
     before = nbformat.read(path, 4)
     for name in ("b_first", "a_second"):
         source = small / "book" / f"{name}.ipynb"
-        book.execute(source, small / f"{name}.ipynb", {"n": 1, "tables": "tables"}, small)
-        book.commit_outputs(source, small / f"{name}.ipynb")
+        chapters.execute(source, small / f"{name}.ipynb", {"n": 1, "tables": "tables"}, small)
+        notebooks.commit_outputs(source, small / f"{name}.ipynb")
     first = path.read_bytes()
     after = nbformat.read(path, 4)
     assert [(c.id, c.source) for c in after.cells] == [(c.id, c.source) for c in before.cells]
@@ -249,14 +250,14 @@ def test_committed_outputs_are_the_same_each_time(small):
     held = json.loads(first)
     assert set(held["metadata"]) == {"kernelspec", "language_info"}
     assert all(set(cell["metadata"]) <= {"tags"} for cell in held["cells"])
-    book.execute(path, small / "again.ipynb", {}, small)
-    book.commit_outputs(path, small / "again.ipynb")
+    chapters.execute(path, small / "again.ipynb", {}, small)
+    notebooks.commit_outputs(path, small / "again.ipynb")
     assert path.read_bytes() == first
 
 
 def test_paths_of_the_machine_are_taken_out(tmp_path):
     hidden = f"{tmp_path}/book/x.csv in {tmp_path} of {sys.prefix}/lib, not {tmp_path}.old"
-    assert book.without_paths(hidden, tmp_path) == (
+    assert notebooks.without_paths(hidden, tmp_path) == (
         f"book/x.csv in . of PYTHON/lib, not {tmp_path}.old"
     )
 
@@ -267,7 +268,7 @@ def test_parameters_are_read_without_running_anything():
     )
     other = new_code_cell("hidden = 1")
     notebook = new_notebook(cells=[other, cell])
-    assert book.declared(notebook) == {"tables": "a", "n": 3, "big": None}
+    assert notebooks.declared(notebook) == {"tables": "a", "n": 3, "big": None}
 
 
 def test_the_network_block_reaches_kernels_and_is_noticed(tmp_path, no_network):
@@ -276,20 +277,20 @@ def test_the_network_block_reaches_kernels_and_is_noticed(tmp_path, no_network):
     call = "import socket\nsocket.create_connection(('192.0.2.1', 80), timeout=1)"
     chapter(path, call)
     with pytest.raises(MergelibError, match="calls_home.*the network is blocked"):
-        book.execute(path, tmp_path / "done.ipynb", {}, tmp_path)
+        chapters.execute(path, tmp_path / "done.ipynb", {}, tmp_path)
     assert "192.0.2.1" in no_network.read_text()
     no_network.write_text("")  # this attempt was meant
 
 
 @pytest.mark.skipif(not CHAPTERS, reason="no chapters are written yet")
 def test_contents_list_every_chapter():
-    names = [Path(name).stem for name in book.entries(ROOT)]
+    names = [Path(name).stem for name in contents.entries(ROOT)]
     assert names == ["intro", *(path.stem for path in CHAPTERS)]
 
 
 @pytest.mark.parametrize("path", CHAPTERS, ids=lambda path: path.stem)
 def test_chapter_form(path):
-    notebook = book.read_notebook(path)
+    notebook = notebooks.read_notebook(path)
     first = notebook.cells[0]
     assert first.cell_type == "markdown" and first.source.startswith("# ")
     assert "question" in first.source.lower() and "answer" in first.source.lower()
@@ -305,7 +306,7 @@ def test_chapter_form(path):
     assert "error" not in kinds
     assert not any(output.get("name") == "stderr" for output in outputs), "raw warnings"
     assert "papermill" not in notebook.metadata
-    cleaned = book.clean(book.read_notebook(path), ROOT, path.name)
+    cleaned = notebooks.clean(notebooks.read_notebook(path), ROOT, path.name)
     assert nbformat.writes(cleaned) == nbformat.writes(notebook), (
         "not as --commit-outputs leaves it"
     )
@@ -313,10 +314,10 @@ def test_chapter_form(path):
 
 @pytest.mark.parametrize("path", TWINS, ids=lambda path: path.stem)
 def test_twins_have_the_cells_of_their_chapters(path, tmp_path):
-    master = path.with_stem(path.stem.removesuffix(book.RELEASED))
+    master = path.with_stem(path.stem.removesuffix(twins.RELEASED))
     for name in (master, path):
         shutil.copy(name, tmp_path)
-    book.sync_twin(tmp_path / master.name)
+    twins.sync_twin(tmp_path / master.name)
     assert (tmp_path / path.name).read_bytes() == path.read_bytes(), "mergelib.book.sync_twin"
 
 

@@ -10,12 +10,12 @@ from sklearn.linear_model import Ridge
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import MinMaxScaler
 
-from mergelib import calibration
-from mergelib.errors import MergelibError
-from mergelib.predict.inference import task_weights
-from mergelib.predict.outcomes import outcome_cube, permutations, relabelled
-from mergelib.predict.ranks import bootstrap_rho, qap_rho, rho, weighted_ranks
-from mergelib.published import read_setting
+from mergelib.core.errors import MergelibError
+from mergelib.pairs.inference import permutations, relabelled, task_weights
+from mergelib.pairs.ranks import bootstrap_rho, qap_rho, rho, weighted_ranks
+from mergelib.pairs.targets import outcome_cube
+from mergelib.published.released import read_setting
+from studies import calibration_size
 
 SETTING = "ViT-B-16_AdamW"
 ACTIVATION, GRADIENT = "activation_dot_product", "encoder_gradient_l2_distance"
@@ -123,7 +123,7 @@ def test_settling_separates_task_effects_from_the_pair():
     reference = pd.DataFrame(named(ends) | {GRADIENT: planted + pair, ACTIVATION: planted + pair})
     table = reference.assign(size=2)
     table[GRADIENT] = planted + rng.normal(size=len(ends))  # another pair's luck each time
-    found = calibration.settle(table, reference, [ACTIVATION, GRADIENT], draws=50)
+    found = calibration_size.settle(table, reference, [ACTIVATION, GRADIENT], draws=50)
     found = found.set_index("metric")
     assert found.loc[ACTIVATION, ["rho", "rho_pair"]].to_list() == pytest.approx([1, 1])
     expected = stats.spearmanr(table[GRADIENT], reference[GRADIENT]).statistic
@@ -143,7 +143,7 @@ def test_outcomes_are_correlated_over_the_pairs_that_are_known():
     table, merges = sizes_table(ends), merges_table(ends)
     table.loc[3, GRADIENT] = np.nan
     metrics = [ACTIVATION, GRADIENT]
-    found = calibration.with_outcomes(table, merges, ["tsv"], metrics, "raw", draws=30)
+    found = calibration_size.with_outcomes(table, merges, ["tsv"], metrics, "raw", draws=30)
     y = merges[merges["method"] == "tsv"][["acc_a", "acc_b"]].mean(axis=1).to_numpy()
     cube = outcome_cube(merges, [f"T{k}" for k in range(6)], ["tsv"], "raw")
     orders = permutations(6, 30)
@@ -165,7 +165,7 @@ def test_forecasts_are_ridge_with_tasks_left_out():
     table, merges = sizes_table(ends), merges_table(ends)
     rng = np.random.default_rng(5)
     weights = pd.DataFrame(named(ends) | {"task_vector_dot_product": rng.normal(size=len(ends))})
-    found = calibration.forecasts(
+    found = calibration_size.forecasts(
         table,
         weights,
         merges,
@@ -175,7 +175,7 @@ def test_forecasts_are_ridge_with_tasks_left_out():
         draws=4,
     )
     assert found["target"].unique().tolist() == ["residual", "normalized"]
-    summary = calibration.summarize_forecasts(found)
+    summary = calibration_size.summarize_forecasts(found)
     assert summary["r"].tolist() == found["r"].tolist()  # of one method
     found = found[found["target"] == "normalized"]
     assert set(found["n_pairs"]) == {21}
@@ -209,22 +209,22 @@ def test_forecasts_are_ridge_with_tasks_left_out():
             assert row["p"] == (1 + sum(v >= row["r"] for v in null)) / 5
     table.loc[:20, ACTIVATION] = np.nan
     with pytest.raises(MergelibError, match="every size"):
-        calibration.forecasts(table, weights, merges, ["tsv"])
+        calibration_size.forecasts(table, weights, merges, ["tsv"])
 
 
 @pytest.mark.parametrize("size", [1, 2, 5, 8, 10, 30, 100, 200])
 def test_the_published_factor_is_what_the_loop_makes_of_a_constant_gradient(size):
     total = sum(np.mean(np.ones(len(range(k, min(k + 8, size))))) for k in range(0, size, 8))
-    assert calibration.published_scale(size) == pytest.approx(total / size)
+    assert calibration_size.published_scale(size) == pytest.approx(total / size)
 
 
 # ---- the released tables ----------------------------------------------------------------------
 
 
 def test_agreement_with_200_images_is_the_released_summary(released):
-    table = calibration.read_sizes(released)
+    table = calibration_size.read_sizes(released)
     reference = table[table["size"] == 200].drop(columns="size")
-    found = calibration.settle(table, reference, draws=1)
+    found = calibration_size.settle(table, reference, draws=1)
     theirs = pd.read_csv(
         released / "results" / "figs" / "calibration_sensitivity" / "summary_table.csv",
         index_col="Metric",
@@ -236,9 +236,9 @@ def test_agreement_with_200_images_is_the_released_summary(released):
 
 @pytest.mark.parametrize("method", ["arithmetic", "isotropic", "tsv"])
 def test_correlations_with_raw_accuracy_are_the_released_ones(released, method):
-    table = calibration.read_sizes(released)
+    table = calibration_size.read_sizes(released)
     merges = read_setting(released, SETTING).merges
-    found = calibration.with_outcomes(table, merges, [method], target="raw", draws=0)
+    found = calibration_size.with_outcomes(table, merges, [method], target="raw", draws=0)
     theirs = pd.read_csv(
         released / "results" / "figs" / "calibration_sensitivity"
         / f"perf_correlation_{method}.csv",
@@ -249,27 +249,27 @@ def test_correlations_with_raw_accuracy_are_the_released_ones(released, method):
 
 
 def test_the_encoder_gradients_shrink_as_recorded(released):
-    found = calibration.scale(calibration.read_sizes(released))
+    found = calibration_size.scale(calibration_size.read_sizes(released))
     expected = [3.07, 0.79, 0.73, 0.25, 0.16, 0.13]
     np.testing.assert_allclose(found["median"], expected, atol=6e-3)
 
 
 def test_an_absent_size_is_named(tmp_path):
     with pytest.raises(MergelibError, match=r"calibration_sensitivity/2/pairwise_metrics_N20.json"):
-        calibration.read_sizes(tmp_path)
+        calibration_size.read_sizes(tmp_path)
 
 
 def test_a_design_is_compared_with_the_other_half_of_the_images():
     ends, parts = ends_of(6), []
     for heads, images, draw in itertools.product(("real", "random"), ("shared", "own"), (0, 1)):
         part = sizes_table(ends, seed=len(parts)).rename(columns={ACTIVATION: "x"})
-        part[list(calibration.DATA_DRIVEN)] = np.nan
+        part[list(calibration_size.DATA_DRIVEN)] = np.nan
         part[GRADIENT] = np.random.default_rng(len(parts)).normal(size=len(part))
         if heads == "real":
             part[ACTIVATION] = part["x"]
         parts.append(part.assign(heads=heads, images=images, draw=draw))
     table = pd.concat(parts, ignore_index=True)
-    found = calibration.settle_designs(table, draws=5).set_index(
+    found = calibration_size.settle_designs(table, draws=5).set_index(
         ["heads", "images", "metric", "size"]
     )
     assert len(found) == 2 * (2 + 2 + 1 + 1)
@@ -279,10 +279,10 @@ def test_a_design_is_compared_with_the_other_half_of_the_images():
           for k, n in ((0, 2), (1, 4))}  # fmt: skip
     assert found.loc[key, "rho"] == pytest.approx(stats.spearmanr(at[0], at[1]).statistic)
 
-    one = calibration.one_design(table, "random", "own", draw=1)
-    assert list(one.columns) == ["size", "task_a", "task_b", *calibration.DATA_DRIVEN]
+    one = calibration_size.one_design(table, "random", "own", draw=1)
+    assert list(one.columns) == ["size", "task_a", "task_b", *calibration_size.DATA_DRIVEN]
     real = table[(table["heads"] == "real") & (table["images"] == "shared") & (table["draw"] == 1)]
     np.testing.assert_array_equal(one[ACTIVATION], real[ACTIVATION])
     assert one[one["size"] == 4][GRADIENT].tolist() == at[1].tolist()
     with pytest.raises(MergelibError, match="no random heads with others images"):
-        calibration.one_design(table, "random", "others")
+        calibration_size.one_design(table, "random", "others")

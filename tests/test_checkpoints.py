@@ -9,13 +9,14 @@ import torch
 from open_clip.model import CLIP, CLIPTextCfg, CLIPVisionCfg
 from safetensors.torch import save_file
 
-from mergelib import checkpoints, cli
-from mergelib.backbones import load
-from mergelib.errors import MergelibError
-from mergelib.merging import merge
-from mergelib.metrics import pairwise_of_checkpoints
-from mergelib.store import load_tensors, read_table
-from mergelib.vectors import task_vectors
+from mergelib import cli
+from mergelib.checkpoints import formats
+from mergelib.checkpoints.task_vectors import task_vectors
+from mergelib.core.errors import MergelibError
+from mergelib.core.store import load_tensors, read_table
+from mergelib.merging.engine import merge
+from mergelib.metrics.table import pairwise_of_checkpoints
+from mergelib.models.backbones import load
 
 LAYERS, WIDTH, EMBED = 2, 16, 8
 
@@ -160,7 +161,7 @@ def written(clips, tmp_path_factory):
 
 
 def read(path):
-    with checkpoints.opened(path) as weights:
+    with formats.open_file(path) as weights:
         held = {name: weights.read(name) for name in weights.shapes}
         assert all(held[n].shape == shape for n, shape in weights.shapes.items())
         assert weights.floating == {n for n in held if held[n].is_floating_point()}
@@ -249,7 +250,7 @@ def test_paper_counts_the_matrices_of_the_text_side(clips, tmp_path):
         kept |= {n: clips[0].state_dict()[n] for n in kept if not n.startswith("visual.")}
         paths.append(tmp_path / f"{t}.safetensors")
         save_file({n: p.clone() for n, p in kept.items()}, paths[-1])
-    assert checkpoints.text_matrices(paths[0]) == 3
+    assert formats.text_matrices(paths[0]) == 3
     matrices = sum(p.ndim == 2 for p in clips[0].visual.state_dict().values())
     name = "singular_value_overlap"
     corrected = pairwise_of_checkpoints(paths[0], paths[1:])[name]
@@ -258,9 +259,9 @@ def test_paper_counts_the_matrices_of_the_text_side(clips, tmp_path):
 
 
 def test_text_matrices_of_other_layouts(written):
-    assert checkpoints.text_matrices(written["whole.safetensors", 0]) == 3
-    assert checkpoints.text_matrices(written["sharded", 0]) == 3
-    assert checkpoints.text_matrices(written["bare.pt", 0]) == 0
+    assert formats.text_matrices(written["whole.safetensors", 0]) == 3
+    assert formats.text_matrices(written["sharded", 0]) == 3
+    assert formats.text_matrices(written["bare.pt", 0]) == 0
 
 
 def test_a_hugging_face_directory_as_backbone(tmp_path):
@@ -278,14 +279,14 @@ def test_a_hugging_face_directory_as_backbone(tmp_path):
     with pytest.raises(MergelibError, match="trained with quick_gelu.*with -quickgelu"):
         load("ViT-S-32-alt", path)
     with pytest.raises(MergelibError, match="no Hugging Face CLIP"):
-        checkpoints.whole_clip(write_directory(tmp_path / "no", {"w": torch.ones(1)}))
+        formats.whole_clip(write_directory(tmp_path / "no", {"w": torch.ones(1)}))
 
 
 # --- Errors -----------------------------------------------------------------------------------
 
 
 def refused(path, match):
-    with pytest.raises(MergelibError, match=match) as caught, checkpoints.opened(path):
+    with pytest.raises(MergelibError, match=match) as caught, formats.open_file(path):
         pass
     assert str(path) in str(caught.value)
     assert "\n" not in str(caught.value)

@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from mergelib.demonstration import (
+from studies.demonstration import (
     made_vector,
     measures,
     merged_matrices,

@@ -9,10 +9,10 @@ from scipy import stats
 from sklearn.decomposition import PCA
 from sklearn.linear_model import LinearRegression
 
-from mergelib import describe
-from mergelib.errors import MergelibError
-from mergelib.metrics import METRICS
-from mergelib.plots import mosaic
+from mergelib.core.errors import MergelibError
+from mergelib.metrics.registry import METRICS
+from mergelib.pairs import describe, tables
+from studies.plots import mosaic
 
 TASKS = ["c", "a", "d", "b", "e"]
 PAIRS = list(itertools.combinations(TASKS, 2))
@@ -89,7 +89,7 @@ def test_regime_counts_against_a_loop(tasks):
 
 def test_by_method_against_a_loop(merges):
     for value in ("raw", "normalized"):
-        wide = describe.by_method(merges, value)
+        wide = tables.by_method(merges, value)
         assert list(wide.index) == PAIRS and list(wide.columns) == ["ties", "dare"]
         for row in merges.itertuples():
             unit = (row.single_a, row.single_b) if value == "normalized" else (1, 1)
@@ -99,19 +99,19 @@ def test_by_method_against_a_loop(merges):
 
 
 def test_by_method_keeps_a_missing_merge_missing_and_refuses_a_repeated_one(merges):
-    wide = describe.by_method(merges.drop(index=merges.index[1]))
+    wide = tables.by_method(merges.drop(index=merges.index[1]))
     assert wide["dare"].isna().sum() == 1 and wide["ties"].notna().all()
     with pytest.raises(MergelibError, match="twice"):
-        describe.by_method(pd.concat([merges, merges.head(1)]))
+        tables.by_method(pd.concat([merges, merges.head(1)]))
     with pytest.raises(MergelibError, match="unknown value 'row'"):
-        describe.by_method(merges, "row")
+        tables.by_method(merges, "row")
     with pytest.raises(MergelibError, match="above 0"):
-        describe.by_method(merges.assign(single_a=0.0))
+        tables.by_method(merges.assign(single_a=0.0))
 
 
 def test_bootstrap_draws_tasks_not_pairs(merges):
-    y = describe.by_method(merges)["ties"]
-    pair_ends = describe.ends(y.index)
+    y = tables.by_method(merges)["ties"]
+    pair_ends = tables.ends(y.index)
     found = describe.bootstrap_mean(y.to_numpy(), pair_ends, draws=20000, seed=1)
     value = {frozenset(pair): one for pair, one in y.items()}
     rng, literal = np.random.default_rng(99), []
@@ -126,17 +126,17 @@ def test_bootstrap_draws_tasks_not_pairs(merges):
 
 
 def test_additive_share_is_the_r2_of_task_dummies(merges):
-    y = describe.by_method(merges)["ties"]
+    y = tables.by_method(merges)["ties"]
     dummies = np.array([[task in pair for task in TASKS] for pair in PAIRS], dtype=float)
     expected = LinearRegression().fit(dummies, y).score(dummies, y)
-    found = describe.additive_share(y.to_numpy(), describe.ends(y.index))
+    found = describe.additive_share(y.to_numpy(), tables.ends(y.index))
     np.testing.assert_allclose(found, expected, rtol=1e-10)
 
 
 def test_additive_share_of_noise_is_its_chance_value(merges):
-    wide = describe.by_method(merges)
+    wide = tables.by_method(merges)
     rng = np.random.default_rng(0)
-    pair_ends = describe.ends(wide.index)
+    pair_ends = tables.ends(wide.index)
     shares = [describe.additive_share(rng.normal(size=len(wide)), pair_ends) for _ in range(800)]
     chance = describe.summarize_methods(wide, draws=10)["additive_by_chance"]
     np.testing.assert_allclose(chance, 4 / 9)
@@ -144,7 +144,7 @@ def test_additive_share_of_noise_is_its_chance_value(merges):
 
 
 def test_summary_of_methods_leaves_out_what_a_method_lacks(merges):
-    wide = describe.by_method(merges.drop(index=merges.index[1]))
+    wide = tables.by_method(merges.drop(index=merges.index[1]))
     found = describe.summarize_methods(wide, draws=500)
     assert found["pairs"].tolist() == [10, 9]
     for method in wide:
@@ -154,7 +154,7 @@ def test_summary_of_methods_leaves_out_what_a_method_lacks(merges):
 
 
 def test_not_merging_against_a_loop(merges, tasks):
-    pairs = describe.by_method(merges).index
+    pairs = tables.by_method(merges).index
     known = tasks.set_index("task")
     normalized = describe.not_merging(pairs, tasks)
     raw = describe.not_merging(pairs, tasks, "raw")

@@ -8,15 +8,17 @@ import torch
 from elsewhere import PLACE, Elsewhere, NewTensors
 from open_clip.model import CLIP, CLIPTextCfg, CLIPVisionCfg
 
-from mergelib import vectors
+from mergelib.checkpoints import reading, task_vectors
 from mergelib.cli import main
-from mergelib.devices import find_device
-from mergelib.errors import MergelibError
-from mergelib.merging import METHODS, merge, stream
-from mergelib.merging.kept import kept_factors
-from mergelib.metrics import cross_accuracies, mean_activation, pool_gradients
+from mergelib.core.devices import find_device
+from mergelib.core.errors import MergelibError
+from mergelib.core.store import save_tensors
+from mergelib.merging import engine
+from mergelib.merging.cache import kept_factors
+from mergelib.merging.engine import merge
+from mergelib.merging.registry import METHODS
+from mergelib.metrics.encoder import cross_accuracies, mean_activation, pool_gradients
 from mergelib.metrics.weights import survey
-from mergelib.store import save_tensors
 
 SHAPES = {"tall": (40, 25), "wide": (24, 60), "small": (6, 5), "bias": (24,), "scale": ()}
 
@@ -36,14 +38,14 @@ def files(tmp_path):
 @pytest.fixture
 def elsewhere(monkeypatch):
     """The stand-in device, known in one thread only, which does all work."""
-    for module in (stream, vectors):
+    for module in (engine, task_vectors):
         monkeypatch.setattr(module, "threaded", map)
     with NewTensors():
         yield str(PLACE)
 
 
 def on(device, path):
-    with vectors.opened(path) as weights:
+    with reading.opened(path) as weights:
         return {name: weights.read(name).to(device) for name in weights.shapes}
 
 

@@ -5,9 +5,9 @@ import pytest
 import scipy.linalg
 import torch
 
-from mergelib import factors
-from mergelib.factors import ends, thin_factors
-from mergelib.parallel import threaded
+from mergelib.core.threads import threaded
+from mergelib.linalg import svd
+from mergelib.linalg.svd import ends, thin_factors
 
 SHAPES = [(90, 40), (40, 90), (60, 60), (45, 44), (25, 12), (7, 30), (3, 2), (1, 5), (1, 1)]
 
@@ -29,7 +29,7 @@ def apart(one: np.ndarray, two: np.ndarray) -> float:
     return float(np.linalg.norm(one - two @ (two.T @ one), 2))
 
 
-def check_ends(matrix: np.ndarray, sigmas: int = 100, k: int = 10) -> factors.Ends:
+def check_ends(matrix: np.ndarray, sigmas: int = 100, k: int = 10) -> svd.Ends:
     """Compare with scipy, within the stated accuracy."""
     found = ends(torch.from_numpy(matrix), sigmas, k)
     u, s, v = reference(matrix)
@@ -72,7 +72,7 @@ def test_the_bottom_is_refined_not_left_to_an_svd(monkeypatch):
     vectors = np.linalg.eigh(matrix.T @ matrix)[1][:, :10]
     wanted = reference(matrix)[2][:, -10:]
     assert apart(vectors, wanted) > 1e-9
-    monkeypatch.setattr(factors, "_svd", lambda tall: pytest.fail("fell back"))
+    monkeypatch.setattr(svd, "_svd", lambda tall: pytest.fail("fell back"))
     assert apart(ends(torch.from_numpy(matrix)).v_bottom.numpy(), wanted) < 1e-10
 
 

@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
-from mergelib.backbones import load
-from mergelib.errors import MergelibError
-from mergelib.finetune import Recipe, _batches, _decay, finetune
-from mergelib.heads import logits, zero_shot_head
+from mergelib.core.errors import MergelibError
+from mergelib.models.backbones import load
+from mergelib.models.finetune import Recipe, _batches, _decay, finetune
+from mergelib.models.heads import logits, zero_shot_head
 from mergelib.tasks import build
 
 RECIPE = Recipe(steps=3, batch=8, learning_rate=1e-3, weight_decay=0.1)

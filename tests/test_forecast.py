@@ -11,12 +11,15 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import MinMaxScaler
 from test_survival import METHODS, made_tables
 
-from mergelib.errors import MergelibError
-from mergelib.predict import estimator, evaluate, forecast, held_out, target
-from mergelib.predict.crossval import fold_seeds
+from mergelib.core.errors import MergelibError
+from mergelib.pairs.tables import pairs_of
+from mergelib.pairs.targets import target
+from mergelib.predict.crossval import fold_seeds, held_out
+from mergelib.predict.evaluate import evaluate
+from mergelib.predict.predictors import estimator
 from mergelib.predict.splits import fold_masks, splitter
-from mergelib.predict.survival import pairs_of
-from mergelib.published import SETTINGS, read_setting
+from mergelib.published.released import SETTINGS, read_setting
+from studies import forecast
 
 FROZEN = Path(__file__).resolve().parents[1] / "book" / "tables" / "published"
 

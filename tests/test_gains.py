@@ -6,9 +6,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from mergelib.describe import outcomes
-from mergelib.errors import MergelibError
-from mergelib.gains import against_others, gains, retraining, summarize_gains
+from mergelib.core.errors import MergelibError
+from mergelib.pairs.tables import outcomes
+from studies.gains import against_others, gains, retraining, summarize_gains
 
 TASKS = ["c", "a", "b", "d"]
 PAIRS = list(itertools.combinations(TASKS, 2))

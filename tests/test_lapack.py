@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from mergelib.lapack import Tridiagonal, small_gram
+from mergelib.linalg.lapack import Tridiagonal, small_gram
 
 
 def symmetric(n: int, seed: int = 0) -> np.ndarray:

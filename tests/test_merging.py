@@ -8,14 +8,16 @@ import scipy.linalg
 import torch
 
 from mergelib.cli import main
-from mergelib.errors import MergelibError
-from mergelib.merging import EDITIONS, METHODS, merge, preset, stream
-from mergelib.merging.base_protecting import weights_of_knowledge
-from mergelib.merging.dare import keep_mask
-from mergelib.merging.factors import polar, split_pair
-from mergelib.merging.kept import kept_factors
+from mergelib.core.errors import MergelibError
+from mergelib.core.store import load_tensors, save_tensors
+from mergelib.linalg.polar import polar, split_pair
+from mergelib.merging import engine
+from mergelib.merging.cache import kept_factors
+from mergelib.merging.engine import merge
 from mergelib.merging.layer import Layer
-from mergelib.store import load_tensors, save_tensors
+from mergelib.merging.methods.base_protecting import weights_of_knowledge
+from mergelib.merging.methods.dare import keep_mask
+from mergelib.merging.registry import EDITIONS, METHODS, preset
 
 DETERMINISTIC = [name for name in METHODS if not METHODS[name].random]
 SHAPES = {
@@ -499,7 +501,7 @@ def test_kept_factors_follow_the_content_and_are_checked(tmp_path):
 def test_openings_between_tensors_change_nothing(method, tmp_path, monkeypatch):
     base, tuned = models(3)
     whole = merge(base, tuned, method)
-    monkeypatch.setattr(stream, "BATCH", 1)
+    monkeypatch.setattr(engine, "BATCH", 1)
     paths = [tmp_path / f"{i}.safetensors" for i in range(4)]
     for path, model in zip(paths, [base, *tuned], strict=True):
         save_tensors(path, model)

@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from mergelib import vectors
-from mergelib.metrics import kept, pairwise_of_checkpoints
-from mergelib.store import save_tensors
+from mergelib.checkpoints import task_vectors
+from mergelib.core import errors
+from mergelib.core.store import save_tensors
+from mergelib.metrics import cache, weights
+from mergelib.metrics.table import pairwise_of_checkpoints
 
 SHAPES = {"attn.weight": (24, 12), "mlp.wide": (12, 60), "bias": (24,), "scale": ()}
 
@@ -33,14 +35,14 @@ def files(tmp_path):
 def work(monkeypatch):
     """What the cache had computed: models summarized, and rows of Gram matrices."""
     done = {"summaries": [], "rows": []}
-    survey = kept.survey
+    survey = weights.survey
 
     def counted(base, models, rows, fresh, device):
         done["summaries"] += [models[t].stem for t in fresh]
         done["rows"].append(rows)
         return survey(base, models, rows, fresh, device)
 
-    monkeypatch.setattr(kept, "survey", counted)
+    monkeypatch.setattr(cache, "survey", counted)
     return done
 
 
@@ -92,7 +94,7 @@ def test_a_lost_summary_is_made_again_beside_a_new_model(files, tmp_path, work):
 
 def test_more_models_than_a_pass_takes(files, tmp_path, work, monkeypatch):
     base, models = files
-    monkeypatch.setattr(kept, "GROUP", 2)
+    monkeypatch.setattr(cache, "GROUP", 2)
     same(
         pairwise_of_checkpoints(base, models, cache=tmp_path), pairwise_of_checkpoints(base, models)
     )
@@ -115,9 +117,9 @@ def test_a_changed_file_and_a_moved_one(files, tmp_path, work):
 
 def test_rows_of_grams_against_loops(files):
     base, models = files
-    whole = vectors.grams(base, models)
-    rows = vectors.grams(base, models, rows=[4, 1])
-    taus = dict(vectors.task_vectors(base, models))
+    whole = task_vectors.grams(base, models)
+    rows = task_vectors.grams(base, models, rows=[4, 1])
+    taus = dict(task_vectors.task_vectors(base, models))
     for name, tau in taus.items():
         flat = tau.reshape(5, -1).numpy()
         literal = [[sum(a * b for a, b in zip(p, q, strict=True)) for q in flat] for p in flat]
@@ -132,8 +134,8 @@ def test_not_finite_is_named(files, bad, rows):
     broken = {n: torch.randn(s) for n, s in SHAPES.items()}
     broken["mlp.wide"][3, 5] = bad
     save_tensors(models[2], broken)
-    with pytest.raises(vectors.MergelibError, match="model2.*'mlp.wide' has NaN or infinite"):
-        vectors.grams(base, models, rows)
+    with pytest.raises(errors.MergelibError, match="model2.*'mlp.wide' has NaN or infinite"):
+        task_vectors.grams(base, models, rows)
 
 
 def test_the_number_of_threads_does_not_matter(files):
@@ -142,7 +144,7 @@ def test_the_number_of_threads_does_not_matter(files):
     try:
         for threads in (1, 3):
             torch.set_num_threads(threads)
-            tables.append(vectors.grams(base, models))
+            tables.append(task_vectors.grams(base, models))
     finally:
         torch.set_num_threads(before)
     for name, gram in tables[0].items():

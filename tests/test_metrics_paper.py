@@ -10,8 +10,8 @@ import pytest
 import torch
 from open_clip.model import CLIP, CLIPTextCfg, CLIPVisionCfg
 
-from mergelib.errors import MergelibError
-from mergelib.metrics import mean_activation, pool_gradients
+from mergelib.core.errors import MergelibError
+from mergelib.metrics.encoder import mean_activation, pool_gradients
 from mergelib.metrics.published_gradients import (
     calibration,
     gradients,

@@ -4,8 +4,8 @@ import pytest
 import yaml
 
 from mergelib.cli import main
-from mergelib.errors import MergelibError
-from mergelib.params import load
+from mergelib.core.errors import MergelibError
+from mergelib.pipeline.params import load
 
 GOOD = {
     "name": "tiny",

@@ -15,13 +15,18 @@ import pandas as pd
 import pytest
 import torch
 
-from mergelib import params, pipeline
-from mergelib.backbones import GLYPH_VIT, load
 from mergelib.cli import main
-from mergelib.evaluate import accuracy
-from mergelib.metrics import METRICS, mean_activation
+from mergelib.core.store import load_tensors, read_json, save_tensors
+from mergelib.metrics.encoder import mean_activation
 from mergelib.metrics.published_gradients import published_gradients
-from mergelib.store import load_tensors, read_json, save_tensors
+from mergelib.metrics.registry import METRICS
+from mergelib.models.accuracy import accuracy
+from mergelib.models.backbones import GLYPH_VIT, load
+from mergelib.pipeline import keys as keys_module
+from mergelib.pipeline import loaded, params, units
+from mergelib.pipeline.keys import path
+from mergelib.pipeline.run import _locked, execute
+from mergelib.pipeline.tables import metrics_table
 from mergelib.tasks import TASKS
 
 FILES = ("metrics.csv", "merges.csv", "tasks.csv", "meta.json")
@@ -72,18 +77,17 @@ def test_a_merge_by_hand_gives_the_table_s_accuracy(smoke, done):
     merges = pd.read_csv(done / "tables" / "merges.csv")
     row = merges[merges.method == "weight_avg"].iloc[1]
     states = [
-        load_tensors(pipeline.path(done / "store", run, "tuned", task))
-        for task in (row.task_a, row.task_b)
+        load_tensors(path(done / "store", run, "tuned", task)) for task in (row.task_a, row.task_b)
     ]
     backbone = load()
     backbone.model.visual.load_state_dict(
         {name: (states[0][name] + states[1][name]) / 2 for name in states[0]}
     )
     for side, task in (("acc_a", row.task_a), ("acc_b", row.task_b)):
-        test = pipeline.split(done / "store", run, task, "test")
+        test = loaded.split(done / "store", run, task, "test")
         with torch.no_grad():
             features = backbone.model.visual(backbone.normalize(test.images))
-        guess = (features @ pipeline.head(run, task).T).argmax(1)
+        guess = (features @ loaded.head(run, task).T).argmax(1)
         # Rounding of the weights may turn an image on the edge, no more.
         assert float((guess == test.labels).float().mean()) == pytest.approx(row[side], abs=0.02)
 
@@ -96,10 +100,10 @@ def test_a_compiled_encoder_has_the_weights_of_every_merge(smoke, done, monkeypa
         return lambda images: module(images)
 
     monkeypatch.setattr(torch, "compile", stand_in)
-    pipeline._compiled.cache_clear()
+    loaded._compiled.cache_clear()
     run, store = replace(params.load(smoke), compile=True), done / "store"
-    files = pipeline.make_merged(store, run, *run.tasks[:2])
-    pipeline._compiled.cache_clear()
+    files = units.make_merged(store, run, *run.tasks[:2])
+    loaded._compiled.cache_clear()
     assert len(compiled) == 1
     merges = pd.read_csv(done / "tables" / "merges.csv")
     pair = merges[(merges.task_a == run.tasks[0]) & (merges.task_b == run.tasks[1])]
@@ -115,9 +119,7 @@ def test_a_metric_by_hand(smoke, done):
         np.concatenate(
             [(state[name].double() - base[name].double()).flatten().numpy() for name in base]
         )
-        for state in (
-            load_tensors(pipeline.path(done / "store", run, "tuned", task)) for task in run.tasks
-        )
+        for state in (load_tensors(path(done / "store", run, "tuned", task)) for task in run.tasks)
     ]
     metrics = pd.read_csv(done / "tables" / "metrics.csv")
     for row, (i, j) in zip(metrics.itertuples(), itertools.combinations(range(4), 2), strict=True):
@@ -132,15 +134,15 @@ def test_a_protecting_merge_weighs_by_what_the_base_lacks(smoke, done):
     tasks = pd.read_csv(done / "tables" / "tasks.csv").set_index("task").loc[list(pair)]
     lacks = 1 - tasks["zero_shot_calibration"] / tasks["fine_tuned_calibration"]
     w = (lacks.clip(0) / lacks.clip(0).sum()).to_numpy()
-    assert pipeline._weights(store, run, pair) == pytest.approx(w)
-    (file,) = pipeline.make_merged(store, run, *pair)
+    assert units._weights(store, run, pair) == pytest.approx(w)
+    (file,) = units.make_merged(store, run, *pair)
     base = load().visual_state()
-    a, b = (load_tensors(pipeline.path(store, run, "tuned", task)) for task in pair)
+    a, b = (load_tensors(path(store, run, "tuned", task)) for task in pair)
     by_hand = {n: base[n] + w[0] * (a[n] - base[n]) + w[1] * (b[n] - base[n]) for n in base}
     visual = load().model.visual
     visual.load_state_dict(by_hand)
-    images, labels = pipeline._ready(store, run, pair[0], "test")
-    expected = accuracy(visual, images, labels, pipeline.head(run, pair[0]))
+    images, labels = loaded.ready(store, run, pair[0], "test")
+    expected = accuracy(visual, images, labels, loaded.head(run, pair[0]))
     assert read_json(file)["acc_a"] == pytest.approx(expected, abs=0.02)
 
 
@@ -148,16 +150,16 @@ def test_extra_metrics_come_when_they_are_named(smoke, done):
     names = ["base_knowledge", "cross_task_accuracy_of_b", "input_gradient_alignment"]
     run, store = replace(params.load(smoke), metrics=names), done / "store"
     for task in run.tasks:  # cross-task accuracies are found where they are named
-        pipeline.make_summary(store, run, task)
-    found = pipeline.metrics_table(store, run)
+        units.make_summary(store, run, task)
+    found = metrics_table(store, run)
     assert set(found.columns) == {"task_a", "task_b", *names}
     visual = load().model.visual
     tasks = pd.read_csv(done / "tables" / "tasks.csv").set_index("task")
     knowledge = tasks["zero_shot_calibration"] / tasks["fine_tuned_calibration"]
     for row in found.head(3).itertuples():
-        visual.load_state_dict(load_tensors(pipeline.path(store, run, "tuned", row.task_b)))
-        images, labels = pipeline._ready(store, run, row.task_a, "calibration")
-        under_other = accuracy(visual, images, labels, pipeline.head(run, row.task_a))
+        visual.load_state_dict(load_tensors(path(store, run, "tuned", row.task_b)))
+        images, labels = loaded.ready(store, run, row.task_a, "calibration")
+        under_other = accuracy(visual, images, labels, loaded.head(run, row.task_a))
         assert row.cross_task_accuracy_of_b == pytest.approx(under_other)
         both = [knowledge[row.task_a], knowledge[row.task_b]]
         assert row.base_knowledge == pytest.approx(np.mean(both))
@@ -170,14 +172,14 @@ def test_a_paper_run_repeats_the_published_choices(smoke, done, tmp_path):
     store = tmp_path / "store"
     for part in ("base", "data", "tuned"):
         shutil.copytree(done / "store" / part, store / part)
-    made = pipeline.execute(run, store, tmp_path / "tables", jobs=1)
+    made = execute(run, store, tmp_path / "tables", jobs=1)
     metrics = made["metrics"]
     assert list(metrics.columns) == ["task_a", "task_b", *METRICS]
     assert read_json(tmp_path / "tables" / "meta.json")["calibration"]["split"] == "test"
     visuals = [load().model.visual for _ in run.tasks]
     for visual, task in zip(visuals, run.tasks, strict=True):
-        visual.load_state_dict(load_tensors(pipeline.path(store, run, "tuned", task)))
-    splits = [pipeline.split(store, run, task, "test") for task in run.tasks]
+        visual.load_state_dict(load_tensors(path(store, run, "tuned", task)))
+    splits = [loaded.split(store, run, task, "test") for task in run.tasks]
     images = [load().normalize(part.images) for part in splits]
     labels = [part.labels for part in splits]
     # random heads, test images of the pair's own tasks
@@ -226,8 +228,8 @@ def test_nothing_is_done_twice_and_nothing_asks_for_the_network(
 ):
     run = params.load(smoke)
     for unit in ("make_data", "make_tuned", "make_summary", "make_factors", "make_merged"):
-        monkeypatch.setattr(pipeline, unit, None)  # a call would fail
-    pipeline.execute(run, done / "store", tmp_path, jobs=1)
+        monkeypatch.setattr(units, unit, None)  # a call would fail
+    execute(run, done / "store", tmp_path, jobs=1)
     for name in FILES:
         assert (tmp_path / name).read_bytes() == (done / "tables" / name).read_bytes()
 
@@ -236,7 +238,7 @@ def test_a_slice_runs_with_the_network_blocked(smoke, tmp_path, no_network):
     run = params.load(smoke)
     small = replace(run, tasks=["digits", "braille"], methods={"tsv": {}, "dare": {}})
     small = replace(small, finetune=replace(run.finetune, steps=1))
-    made = pipeline.execute(small, tmp_path / "store", tmp_path / "tables", jobs=1)
+    made = execute(small, tmp_path / "store", tmp_path / "tables", jobs=1)
     assert len(made["merges"]) == 2 and len(made["metrics"]) == 1
 
 
@@ -250,7 +252,7 @@ def test_threads_change_no_bit(smoke, tmp_path):
         for threads in (1, 2):
             torch.set_num_threads(threads)
             folder = tmp_path / str(threads)
-            pipeline.execute(small, folder, folder / "tables", jobs=1)
+            execute(small, folder, folder / "tables", jobs=1)
             tables.append([(folder / "tables" / name).read_bytes() for name in FILES])
     finally:
         torch.set_num_threads(before)
@@ -261,11 +263,11 @@ def test_a_key_follows_what_it_depends_on(smoke):
     run = params.load(smoke)
     slower = replace(run, finetune=replace(run.finetune, learning_rate=1e-4))
     other = replace(run, methods=run.methods | {"ties": {"density": 0.5}})
-    assert pipeline.key(run, "data", "digits") == pipeline.key(slower, "data", "digits")
-    assert pipeline.key(run, "tuned", "digits") != pipeline.key(slower, "tuned", "digits")
+    assert keys_module.key(run, "data", "digits") == keys_module.key(slower, "data", "digits")
+    assert keys_module.key(run, "tuned", "digits") != keys_module.key(slower, "tuned", "digits")
     pair = ("digits", "braille")
     for method, same in (("ties", False), ("tsv", True)):
-        keys = [pipeline.key(each, "merged", *pair, method) for each in (run, other)]
+        keys = [keys_module.key(each, "merged", *pair, method) for each in (run, other)]
         assert (keys[0] == keys[1]) is same
 
 
@@ -274,7 +276,7 @@ def test_a_study_stacks_its_variants(smoke, tmp_path):
     recipe = replace(run.finetune, steps=1, regularizer="gradient_norm")
     study = replace(run, tasks=["digits", "braille"], methods={"weight_avg": {}})
     study = replace(study, finetune=recipe, strengths=[0.0, 0.1], seeds=[0, 1])
-    made = pipeline.execute(study, tmp_path / "store", tmp_path / "tables", jobs=1)
+    made = execute(study, tmp_path / "store", tmp_path / "tables", jobs=1)
     found = made["merges"][["strength", "seed"]].to_numpy().tolist()
     assert found == [[0.0, 0], [0.0, 1], [0.1, 0], [0.1, 1]]
     assert sorted(p.name for p in (tmp_path / "tables").iterdir()) == [
@@ -290,7 +292,7 @@ def test_another_backbone_runs_the_same_line(smoke, tmp_path):
     small = replace(run, backbone="ViT-S-32-alt", tasks=["digits", "animals"], sizes=sizes)
     small = replace(small, methods={"weight_avg": {}}, pool_per_task=1)
     small = replace(small, finetune=replace(run.finetune, steps=1, batch=2))
-    made = pipeline.execute(small, tmp_path / "store", tmp_path / "tables", jobs=1)
+    made = execute(small, tmp_path / "store", tmp_path / "tables", jobs=1)
     assert np.isfinite(made["metrics"][list(METRICS)].to_numpy()).all()
     assert read_json(tmp_path / "tables" / "meta.json")["source"] == "ViT-S-32-alt"
 
@@ -371,18 +373,18 @@ def test_a_truncated_checkpoint_in_the_store_is_named(smoke, tmp_path, capsys):
     run = params.load(smoke)
     small = replace(run, tasks=["digits", "braille"], methods={"tsv": {}})
     small = replace(small, finetune=replace(run.finetune, steps=0))
-    pipeline.execute(small, tmp_path / "store", tmp_path / "tables", jobs=1)
-    file = pipeline.path(tmp_path / "store", small, "tuned", "digits")
+    execute(small, tmp_path / "store", tmp_path / "tables", jobs=1)
+    file = path(tmp_path / "store", small, "tuned", "digits")
     file.write_bytes(file.read_bytes()[:2000])
     for summary in (tmp_path / "store" / "summary").iterdir():
         summary.unlink()
     with pytest.raises(Exception, match=file.name) as caught:
-        pipeline.execute(small, tmp_path / "store", tmp_path / "again", jobs=1)
+        execute(small, tmp_path / "store", tmp_path / "again", jobs=1)
     assert type(caught.value).__name__ == "MergelibError" and "truncated" in str(caught.value)
     assert not (tmp_path / "again").exists()
 
 
 def test_a_store_is_for_one_run_at_a_time(smoke, tmp_path):
     run = params.load(smoke)
-    with pipeline._locked(tmp_path), pytest.raises(Exception, match="in use by another run"):
-        pipeline.execute(run, tmp_path, tmp_path / "tables", jobs=1)
+    with _locked(tmp_path), pytest.raises(Exception, match="in use by another run"):
+        execute(run, tmp_path, tmp_path / "tables", jobs=1)

@@ -4,10 +4,11 @@ import numpy as np
 import pytest
 import torch
 
-from mergelib import pipeline, pools
-from mergelib.errors import MergelibError
-from mergelib.finetune import Recipe
-from mergelib.params import Run, Sizes
+from mergelib.core.errors import MergelibError
+from mergelib.models.finetune import Recipe
+from mergelib.pipeline import loaded, tables, units
+from mergelib.pipeline.params import Run, Sizes
+from studies import calibration_pools
 
 
 @pytest.fixture(scope="module")
@@ -26,9 +27,9 @@ def run() -> Run:
 def store(run, tmp_path_factory):
     store = tmp_path_factory.mktemp("store")
     with pytest.raises(MergelibError, match="no checkpoint of latin_upper as two makes it"):
-        pools.tables(store, run)
-    pipeline.make_base(store, run)
-    for unit in (pipeline.make_data, pipeline.make_tuned, pipeline.make_summary):
+        calibration_pools.tables(store, run)
+    units.make_base(store, run)
+    for unit in (units.make_data, units.make_tuned, units.make_summary):
         for task in run.tasks:
             unit(store, run, task)
     return store
@@ -36,14 +37,14 @@ def store(run, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def table(run, store):
-    return pools.tables(store, run, (2, 4))
+    return calibration_pools.tables(store, run, (2, 4))
 
 
 def test_real_heads_and_a_shared_pool_are_the_pipelines_own_metrics(run, store, table):
     # the first half of eight calibration images is the pipeline's pool of four
     part = table[(table["heads"] == "real") & (table["images"] == "shared")]
     part = part[(part["draw"] == 0) & (part["size"] == 4)].reset_index(drop=True)
-    expected = pipeline.metrics_table(store, run)
+    expected = tables.metrics_table(store, run)
     names = [c for c in expected if c.startswith(("activation_", "encoder_", "input_"))]
     assert len(names) == 10
     np.testing.assert_allclose(part[names], expected[names], rtol=1e-4, atol=1e-7)
@@ -59,8 +60,8 @@ def test_designs_differ_where_they_should(table):
 
 
 def test_random_heads_are_a_new_linear_layers(run, store):
-    like = pipeline.head(run, "animals")
-    one, same, other = (pools.random_head(like, 0, "animals", k) for k in (1, 1, 2))
+    like = loaded.head(run, "animals")
+    one, same, other = (calibration_pools.random_head(like, 0, "animals", k) for k in (1, 1, 2))
     assert one.shape == like.shape and torch.equal(one, same) and not torch.equal(one, other)
     bound = like.shape[1] ** -0.5
     assert one.abs().max() <= bound and one.abs().max() > 0.99 * bound
@@ -69,9 +70,9 @@ def test_random_heads_are_a_new_linear_layers(run, store):
 
 
 def test_halves_share_no_image(run, store):
-    first, second = (pools.half(store, run, 8, draw) for draw in (0, 1))
+    first, second = (calibration_pools.half(store, run, 8, draw) for draw in (0, 1))
     assert first[2].tolist() == [0] * 4 + [1] * 4 + [2] * 4  # a half holds four
-    whole = [pipeline._ready(store, run, task, "calibration")[0] for task in run.tasks]
+    whole = [loaded.ready(store, run, task, "calibration")[0] for task in run.tasks]
     for i, images in enumerate(whole):
         both = torch.cat([part[0][part[2] == i] for part in (first, second)])
         assert torch.equal(both, images)
@@ -80,7 +81,7 @@ def test_halves_share_no_image(run, store):
 def test_a_model_with_fewer_images_of_its_own_has_zeros_for_the_rest():
     models = [{"encoder": torch.tensor([1.0, 2.0]), "input": torch.tensor([3.0, 4.0, 1.0])},
               {"encoder": torch.tensor([2.0, 0.0]), "input": torch.tensor([1.0, 1.0])}]  # fmt: skip
-    row = pools._pairs(models, ["a", "b"]).iloc[0]
+    row = calibration_pools._pairs(models, ["a", "b"]).iloc[0]
     assert row["encoder_gradient_dot_product"] == 2
     assert row["input_gradient_dot_product"] == 7
     assert row["input_gradient_l2_distance"] == pytest.approx(np.sqrt(4 + 9 + 1))

@@ -14,21 +14,19 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import MinMaxScaler
 from sklearn.utils.estimator_checks import check_estimator
 
-from mergelib.errors import MergelibError
-from mergelib.predict import adam, baselines, crossval, inference, scores
+from mergelib.core.errors import MergelibError
+from mergelib.pairs import correlation, inference
+from mergelib.pairs.tables import assemble
+from mergelib.pairs.targets import target
+from mergelib.predict import baselines, crossval, qap
 from mergelib.predict.agreement import agreement
 from mergelib.predict.crossval import choose_alpha, fit_folds, fold_seeds, held_out
-from mergelib.predict.data import assemble
-from mergelib.predict.estimators import (
-    PREDICTORS,
-    DensePearsonAdam,
-    L1PearsonAdam,
-    MSEAdam,
-    estimator,
-)
 from mergelib.predict.evaluate import evaluate
+from mergelib.predict.folds import bootstrap_coefficients
+from mergelib.predict.predictors import PREDICTORS, estimator
 from mergelib.predict.splits import DisjointHalves, LeaveOneTaskOut, LeaveTwoTasksOut, fold_masks
-from mergelib.predict.targets import target
+from mergelib.published.predictors import adam
+from mergelib.published.predictors.estimators import DensePearsonAdam, L1PearsonAdam, MSEAdam
 
 METHODS = ("weight_avg", "tsv")
 SCALES = np.array([1.0, 1e3, 1e-4, 10.0, 1.0, 1.0])
@@ -153,7 +151,9 @@ def test_splitters_work_in_scikit_learn():
     )  # fmt: skip
     _, train, test = fold_masks(LeaveOneTaskOut(), pairs.ends)
     ours = held_out("ridge", pairs.X, y[:, None], pairs.ends, train, test)
-    np.testing.assert_allclose(scores.score(ours.prediction, y[:, None], test).r_folds[:, 0], found)
+    np.testing.assert_allclose(
+        correlation.score(ours.prediction, y[:, None], test).r_folds[:, 0], found
+    )
 
 
 # --- estimators --------------------------------------------------------------------------------
@@ -255,7 +255,7 @@ def test_the_estimators_are_the_folds(problem, monkeypatch):
 def test_nested_strength_is_that_of_a_literal_search(problem):
     pairs, y, train, test = problem
     chosen = choose_alpha("ridge", pairs.X, y, pairs.ends, train)
-    from mergelib.predict.estimators import GRIDS
+    from mergelib.predict.predictors import GRIDS
 
     f, m = 3, 1
     errors = []
@@ -277,8 +277,8 @@ def test_nested_strength_is_that_of_a_literal_search(problem):
 def test_scores_equal_scipy(problem):
     pairs, y, train, test = problem
     fit = held_out("ridge", pairs.X, y, pairs.ends, train, test)
-    found = scores.score(fit.prediction, y, test)
-    rho = scores.spearman_folds(fit.prediction, y, test)
+    found = correlation.score(fit.prediction, y, test)
+    rho = correlation.spearman_folds(fit.prediction, y, test)
     for m in range(2):
         r = [stats.pearsonr(fit.prediction[f, t, m], y[t, m])[0] for f, t in enumerate(test)]
         np.testing.assert_allclose(found.r_folds[:, m], r)
@@ -295,7 +295,7 @@ def test_scores_equal_scipy(problem):
 
 def test_constant_predictions_have_no_r_and_are_counted(problem):
     pairs, y, train, test = problem
-    found = scores.score(baselines.constant(y, train), y, test)
+    found = correlation.score(baselines.constant(y, train), y, test)
     assert np.isnan(found.r_fold_mean).all() and (found.n_undefined == len(train)).all()
     assert not np.isnan(found.r_pooled).any()
 
@@ -311,7 +311,7 @@ def test_additive_baseline_recovers_task_effects():
         others = np.delete(effect, task).mean()
         rows = test[task]
         np.testing.assert_allclose(prediction[task, rows, 0], effect[partner[rows]] + others)
-    np.testing.assert_allclose(scores.score(prediction, y, test).r_fold_mean, 1)
+    np.testing.assert_allclose(correlation.score(prediction, y, test).r_fold_mean, 1)
 
 
 def test_line_and_best_metric_are_training_lines(problem):
@@ -350,7 +350,7 @@ def test_qap_equals_refitting_every_relabelling_with_scikit_learn():
     pairs = assemble(metrics, merges, METHODS)
     y = target(pairs, "normalized")
     _, train, test = fold_masks(LeaveOneTaskOut(), pairs.ends)
-    null = inference.qap("ridge", pairs.X, y, pairs.ends, train, test, n=3, alpha=0.5, seed=4)
+    null = qap.qap("ridge", pairs.X, y, pairs.ends, train, test, n=3, alpha=0.5, seed=4)
     rng = np.random.default_rng([4, 1])
     for draw in range(3):
         order = rng.permutation(6)
@@ -367,7 +367,7 @@ def test_qap_equals_refitting_every_relabelling_with_scikit_learn():
 
 def test_qap_p_counts_the_observed_value_itself():
     null = np.array([[0.1], [0.2], [0.9], [np.nan]])
-    q = inference.Qap({"r": np.array([0.5])}, {"r": null})
+    q = qap.Qap({"r": np.array([0.5])}, {"r": null})
     assert q.p("r")[0] == 2 / 4
     np.testing.assert_allclose(q.mean("r"), 0.4)
 
@@ -383,7 +383,7 @@ def test_bootstrap_weights_are_products_of_draws(problem):
     drawn = inference.bootstrap_r(a, b, pairs.ends, 3, seed=1)
     again = np.repeat(np.arange(len(a)), w[0].astype(int))
     np.testing.assert_allclose(drawn[0], stats.pearsonr(a[again], b[again])[0])
-    coef = inference.bootstrap_coefficients(pairs.X, b, pairs.ends, 0.3, 3, seed=1)
+    coef = bootstrap_coefficients(pairs.X, b, pairs.ends, 0.3, 3, seed=1)
     model = Ridge(alpha=0.3).fit(MinMaxScaler((-1, 1)).fit_transform(pairs.X), b, w[0])
     np.testing.assert_allclose(coef[0], model.coef_, atol=1e-9)
 

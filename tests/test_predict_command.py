@@ -8,9 +8,9 @@ import pandas as pd
 import pytest
 from test_predict import tables
 
-from mergelib.errors import MergelibError
-from mergelib.predict import agreement_command, command
-from mergelib.store import write_table
+from mergelib.commands import agreement, fit
+from mergelib.core.errors import MergelibError
+from mergelib.core.store import write_table
 
 
 def call(module, *words):
@@ -29,7 +29,7 @@ def files(tmp_path):
 
 
 def test_one_json_object_with_the_promised_keys(files, capsys):
-    returned = call(command, *files, "--method", "tsv", "--qap", 5, "--json")
+    returned = call(fit, *files, "--method", "tsv", "--qap", 5, "--json")
     printed = json.loads(capsys.readouterr().out)
     assert printed == returned
     assert set(printed) >= {
@@ -41,7 +41,7 @@ def test_one_json_object_with_the_promised_keys(files, capsys):
 
 
 def test_the_readable_table_names_every_baseline(files, capsys):
-    record = call(command, *files, "--predictor", "ols", "--bootstrap", 20)
+    record = call(fit, *files, "--predictor", "ols", "--bootstrap", 20)
     shown = capsys.readouterr().out
     assert all(name in shown for name in record["baselines"]) and "14 pairs (1 dropped)" in shown
 
@@ -53,21 +53,21 @@ def test_task_covariates_and_another_setting(files, tmp_path, capsys):
     tasks = tasks.assign(fine_tuned=0.9, n_classes=10, n_train=500)
     write_table(tmp_path / "tasks.csv", tasks)
     words = [*files, "--tasks", tmp_path / "tasks.csv", "--split", "l2to", "--json"]
-    plain = call(command, *words)
-    known = call(command, *words, "--task-covariates")
+    plain = call(fit, *words)
+    known = call(fit, *words, "--task-covariates")
     assert len(known["coefficients"]) == len(plain["coefficients"]) + 10
     assert "base_knowledge" in plain["baselines"]
     other = ["--to-metrics", files[1], "--to-merges", files[3]]
-    assert call(command, *files, *other, "--json")["transfer"]["r"] > 0  # its own training data
+    assert call(fit, *files, *other, "--json")["transfer"]["r"] > 0  # its own training data
     capsys.readouterr()
     with pytest.raises(MergelibError, match="--tasks FILE"):
-        call(command, *files, "--task-covariates")
+        call(fit, *files, "--task-covariates")
     with pytest.raises(MergelibError, match="together"):
-        call(command, *files, *other[:2])
+        call(fit, *files, *other[:2])
 
 
 def test_strength_can_be_chosen_by_nesting(files, capsys):
-    record = call(command, *files, "--alpha", "auto", "--json")
+    record = call(fit, *files, "--alpha", "auto", "--json")
     capsys.readouterr()
     assert len(record["alpha"]) == 6
 
@@ -84,19 +84,19 @@ def test_strength_can_be_chosen_by_nesting(files, capsys):
 )
 def test_bad_input_is_one_clear_error(files, words, message):
     with pytest.raises(MergelibError, match=message):
-        call(command, *files, *words)
+        call(fit, *files, *words)
 
 
 def test_saved_fits_agree(files, tmp_path, capsys):
     saved = []
     for method in ("tsv", "weight_avg"):
-        record = call(command, *files, "--method", method, "--json")
+        record = call(fit, *files, "--method", method, "--json")
         saved.append(tmp_path / f"{method}.json")
         saved[-1].write_text(json.dumps(record))
     capsys.readouterr()
-    found = call(agreement_command, *saved, "--json")
+    found = call(agreement, *saved, "--json")
     assert json.loads(capsys.readouterr().out) == found
     assert 0 <= found["top5_overlap"] <= 1 and 0 <= found["sign_agreement"] <= 1
     (tmp_path / "other.json").write_text('{"a": 1}')
     with pytest.raises(MergelibError, match="holds no coefficients"):
-        call(agreement_command, *saved, tmp_path / "other.json")
+        call(agreement, *saved, tmp_path / "other.json")

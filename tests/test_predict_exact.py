@@ -5,11 +5,11 @@ import pytest
 from scipy import optimize, stats
 from sklearn.linear_model import Ridge, lars_path
 
-from mergelib.errors import MergelibError
+from mergelib.core.errors import MergelibError
+from mergelib.pairs.tables import Pairs
 from mergelib.predict.collinear import collinear_groups
-from mergelib.predict.data import Pairs
-from mergelib.predict.exact import lasso_pearson, lasso_pearson_within, max_pearson
 from mergelib.predict.transfer import transfer
+from studies.exact import lasso_pearson, lasso_pearson_within, max_pearson
 
 
 @pytest.fixture

@@ -9,11 +9,11 @@ import torch
 from scipy import stats
 from sklearn.utils.estimator_checks import check_estimator
 
-from mergelib.errors import MergelibError
-from mergelib.predict import adam, mlp, selection
-from mergelib.predict.covariates import with_task_covariates
-from mergelib.predict.data import Pairs
-from mergelib.predict.estimators import GreedyPearsonAdam, SmallMLP
+from mergelib.core.errors import MergelibError
+from mergelib.pairs.covariates import with_task_covariates
+from mergelib.pairs.tables import Pairs
+from mergelib.published.predictors import adam, greedy, mlp
+from mergelib.published.predictors.estimators import GreedyPearsonAdam, SmallMLP
 
 
 @pytest.fixture
@@ -61,7 +61,7 @@ def test_batched_selection_equals_the_literal_search(short, direction):
     X = rng.uniform(-1, 1, (30, 4))
     Y = (X @ [1.0, 0.5, 0.0, -0.3] + 0.3 * rng.normal(size=30))[:, None]
     train = rng.random((3, 30)) < 0.8
-    found = selection.greedy_folds(direction, X, Y, train, np.arange(3)[:, None])
+    found = greedy.greedy_folds(direction, X, Y, train, np.arange(3)[:, None])
     assert len({tuple(row) for row in found.coef[:, 0] != 0}) >= 1
     for f, rows in enumerate(train):
         low, high = X[rows].min(0), X[rows].max(0)

@@ -8,33 +8,29 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from mergelib import published
-from mergelib.errors import MergelibError
-from mergelib.predict import (
-    FINAL_METHODS,
-    LeaveOneTaskOut,
-    LeaveTwoTasksOut,
-    adam,
-    assemble,
-    held_out,
-    qap,
-    target,
-)
+from mergelib.commands import published
+from mergelib.core.errors import MergelibError
+from mergelib.core.store import read_json, read_table
+from mergelib.pairs.correlation import score
+from mergelib.pairs.covariates import with_task_covariates
+from mergelib.pairs.tables import FINAL_METHODS, assemble
+from mergelib.pairs.targets import target
 from mergelib.predict.agreement import agreement, agreement_of_files
 from mergelib.predict.baselines import all_baselines
-from mergelib.predict.covariates import with_task_covariates
-from mergelib.predict.crossval import fold_seeds
+from mergelib.predict.crossval import fold_seeds, held_out
 from mergelib.predict.folds import Linear
-from mergelib.predict.scores import score
-from mergelib.predict.splits import fold_masks
-from mergelib.store import read_json, read_table
+from mergelib.predict.qap import qap
+from mergelib.predict.splits import LeaveOneTaskOut, LeaveTwoTasksOut, fold_masks
+from mergelib.published.fits import fit_folder, read_fits
+from mergelib.published.predictors import adam
+from mergelib.published.released import SETTINGS, TASKS, metric_names, read_setting
 
 SEEDS = "loto_cv_l1_lambda1.0_random_seeds/seed_{}"
 
 
 @pytest.fixture(scope="module")
 def tables(released):
-    return {s: published.read_setting(released, s) for s in published.SETTINGS}
+    return {s: read_setting(released, s) for s in SETTINGS}
 
 
 def problem(tables, name="raw", methods=FINAL_METHODS):
@@ -51,7 +47,7 @@ def test_pairs_that_enter_a_fit_are_those_of_the_released_fits(tables):
     for setting, n in counts.items():
         pairs = assemble(tables[setting].metrics, tables[setting].merges, FINAL_METHODS)
         assert (len(pairs), pairs.n_dropped) == (n, 190 - n)
-        assert pairs.X.shape == (n, 28) and pairs.tasks == tuple(published.TASKS)
+        assert pairs.X.shape == (n, 28) and pairs.tasks == tuple(TASKS)
     one = tables["ViT-B-16_AdamW"]
     assert len(assemble(one.metrics, one.merges, ["ties"], keep_incomplete=True)) == 187
     assert len(assemble(one.metrics, one.merges, ["tsv"], keep_incomplete=True)) == 185
@@ -84,7 +80,7 @@ def test_sgd_merges_are_those_of_adamw(tables):
 def test_the_command_writes_one_folder_a_setting(released, tables, tmp_path, capsys):
     found = call(["--from", released, "--to", tmp_path, "--json"])
     assert json.loads(capsys.readouterr().out) == found
-    for setting in published.SETTINGS:
+    for setting in SETTINGS:
         folder = tmp_path / setting
         names = {p.name for p in folder.iterdir()}
         assert names == {"metrics.csv", "merges.csv", "tasks.csv", "meta.json"}
@@ -101,12 +97,12 @@ def test_the_command_writes_one_folder_a_setting(released, tables, tmp_path, cap
 
 
 def test_stored_coefficients_give_the_stored_correlations(released, tables):
-    runs = {s: ["loto_cv_l1_lambda1.0"] for s in published.SETTINGS}
+    runs = {s: ["loto_cv_l1_lambda1.0"] for s in SETTINGS}
     runs["ViT-B-16_AdamW"] += [SEEDS.format(s) for s in range(10)]
     for setting, names in runs.items():
         pairs, y, train, test = problem(tables[setting])
         for run in names:
-            fits = published.read_fits(published.fit_folder(released, setting, run))
+            fits = read_fits(fit_folder(released, setting, run))
             assert set(fits) == set(FINAL_METHODS)
             for method, fit in fits.items():
                 X = pairs.X[:, [pairs.metrics.index(m) for m in fit.metrics]]
@@ -120,17 +116,17 @@ def test_stored_coefficients_give_the_stored_correlations(released, tables):
 
 
 def test_the_abstracts_agreement_figures(released):
-    run = published.fit_folder(released, "ViT-B-16_AdamW", "loto_cv_l1_lambda1.0")
+    run = fit_folder(released, "ViT-B-16_AdamW", "loto_cv_l1_lambda1.0")
     final = agreement_of_files([run / f"{m}_loto_results.json" for m in FINAL_METHODS])
     assert round(100 * final["top5_overlap"], 1) == 64.0
     assert round(100 * final["sign_agreement"], 1) == 79.3
-    run = published.fit_folder(released, None, "loto_cv_no_leakage(MAIN)")
+    run = fit_folder(released, None, "loto_cv_no_leakage(MAIN)")
     methods = ("weight_avg", "arithmetic", "tsv", "isotropic")
     first = agreement_of_files([run / f"{m}_loto_results.json" for m in methods])
     assert round(100 * first["top5_overlap"], 1) == 46.7
     assert round(100 * first["sign_agreement"], 1) == 55.4
-    other = published.fit_folder(released, "ViT-B-32_AdamW", "loto_cv_l1_lambda1.0")
-    fits = {m: f.mean for m, f in published.read_fits(other).items()}
+    other = fit_folder(released, "ViT-B-32_AdamW", "loto_cv_l1_lambda1.0")
+    fits = {m: f.mean for m, f in read_fits(other).items()}
     assert round(100 * agreement(fits)["top5_overlap"], 1) == 66.0
 
 
@@ -144,8 +140,8 @@ def test_ten_seeds_of_our_own_agree_with_the_ten_released(released, tables):
         ours.append(score(one.predict(pairs.X), y, test).r_fold_mean)
     theirs = []
     for s in range(10):
-        folder = published.fit_folder(released, "ViT-B-16_AdamW", SEEDS.format(s))
-        fits = published.read_fits(folder)
+        folder = fit_folder(released, "ViT-B-16_AdamW", SEEDS.format(s))
+        fits = read_fits(folder)
         theirs.append([fits[m].r.mean() for m in FINAL_METHODS])
     gap = np.abs(np.mean(ours, axis=0) - np.mean(theirs, axis=0))
     assert (gap < 2 * np.std(theirs, axis=0, ddof=1)).all()
@@ -201,11 +197,11 @@ def checkout(tmp_path):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(value))
 
-    metrics = {m: {"pairs": {p: rng.random() for p in pairs}} for m in published.metric_names()}
+    metrics = {m: {"pairs": {p: rng.random() for p in pairs}} for m in metric_names()}
     merged = {}
     for pair in pairs:
         merged[pair] = {t: [{f"acc/test/{t}": rng.random()}] for t in pair.split("__")}
-    for setting in published.SETTINGS:
+    for setting in SETTINGS:
         write(
             root / "results/mergeability" / setting / "pairwise_metrics_N20.json",
             {"datasets": tasks, "metrics": metrics},

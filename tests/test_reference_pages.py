@@ -1,12 +1,12 @@
 """The two reference pages name every metric and every method that the registries hold."""
 
-from mergelib import book
-from mergelib.merging import METHODS
-from mergelib.metrics import EXTRA, METRICS
+from mergelib.book import notebooks
+from mergelib.merging.registry import METHODS
+from mergelib.metrics.registry import EXTRA, METRICS
 
 
 def prose(root, name: str) -> str:
-    cells = book.read_notebook(root / "book" / f"{name}.ipynb").cells
+    cells = notebooks.read_notebook(root / "book" / f"{name}.ipynb").cells
     return "\n".join(cell.source for cell in cells if cell.cell_type == "markdown")
 
 

@@ -6,10 +6,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from mergelib import regularized
-from mergelib.errors import MergelibError
-from mergelib.gains import against_others, retraining, summarize_gains
-from mergelib.regularized import (
+from mergelib.core.errors import MergelibError
+from mergelib.core.store import write_json, write_table
+from studies import regularization
+from studies.gains import against_others, retraining, summarize_gains
+from studies.regularization import (
     DOWNLOADED,
     INERT,
     beside_control,
@@ -23,7 +24,6 @@ from mergelib.regularized import (
     read_study,
     shared_results,
 )
-from mergelib.store import write_json, write_table
 
 SETTING = "ViT-B-16_AdamW"
 
@@ -157,7 +157,7 @@ def test_copies_are_found_and_counted_once():
     assert found.to_dict("records") == [
         {"method": "tsv", "run_a": "x", "run_b": "z", "equal": 2, "pairs": 3}
     ]
-    assert set(regularized.without_copies(merges)["run"]) == {"x", "y"}
+    assert set(regularization.without_copies(merges)["run"]) == {"x", "y"}
 
 
 # ---- The released study -------------------------------------------------------------------------

@@ -5,8 +5,8 @@ import pytest
 import torch
 from torch.nn import functional
 
-from mergelib.errors import MergelibError
-from mergelib.regularizers import REGULARIZERS, double_backward, gradient_norm, l2_to_base
+from mergelib.core.errors import MergelibError
+from mergelib.models.regularizers import REGULARIZERS, double_backward, gradient_norm, l2_to_base
 
 
 @pytest.fixture(scope="module")

@@ -7,10 +7,10 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from mergelib.errors import MergelibError
+from mergelib.core.errors import MergelibError
+from mergelib.core.store import read_json
 from mergelib.predict.agreement import agreement_of_files
-from mergelib.reproduction import RUNS, gather, judge, read_figures, read_own, reproduce, tally
-from mergelib.reproduction.figures import (
+from studies.reproduction.figures import (
     COEFFICIENTS,
     DIFFERS,
     EXACT,
@@ -19,13 +19,18 @@ from mergelib.reproduction.figures import (
     SPREAD,
     TABLES,
     derive,
+    gather,
+    judge,
+    read_figures,
+    read_own,
+    reproduce,
+    tally,
 )
-from mergelib.reproduction.own import KEYS, difference_of, fit_seeds
-from mergelib.reproduction.released import read_released
-from mergelib.reproduction.runs import left_out, problem
-from mergelib.reproduction.stored import missing_weight, p_value, recovered
-from mergelib.reproduction.summaries import identical
-from mergelib.store import read_json
+from studies.reproduction.folds import read_released
+from studies.reproduction.own import KEYS, difference_of, fit_seeds
+from studies.reproduction.runs import RUNS, left_out, problem
+from studies.reproduction.stored import missing_weight, p_value, recovered
+from studies.reproduction.summaries import identical
 
 B16, B32, SGD = "ViT-B-16_AdamW", "ViT-B-32_AdamW", "ViT-B-16_SGD"
 

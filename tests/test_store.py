@@ -9,8 +9,8 @@ import pandas as pd
 import pytest
 import torch
 
-from mergelib import store
-from mergelib.errors import MergelibError
+from mergelib.core import store
+from mergelib.core.errors import MergelibError
 
 
 def test_tensors_come_back(tmp_path):

@@ -9,8 +9,10 @@ from scipy import stats
 from sklearn.linear_model import Lasso, LinearRegression
 from sklearn.preprocessing import MinMaxScaler
 
-from mergelib.metrics import METRICS
-from mergelib.predict import assemble, evaluate, held_out, target
+from mergelib.metrics.registry import METRICS
+from mergelib.pairs.inference import fold_interval, relabellings
+from mergelib.pairs.tables import Pairs, assemble
+from mergelib.pairs.targets import target
 from mergelib.predict.ablation import (
     ablation,
     beside_known,
@@ -20,36 +22,31 @@ from mergelib.predict.ablation import (
     restrict,
 )
 from mergelib.predict.collinear import collinear_groups
-from mergelib.predict.crossval import fold_seeds
-from mergelib.predict.data import Pairs
-from mergelib.predict.inference import qap
-from mergelib.predict.relabelling import batched_qap, held_out_map, relabellings
-from mergelib.predict.sparsity import (
+from mergelib.predict.compare import (
+    agreement_table,
+    coefficient_table,
+    compare,
+    compare_targets,
+    held_out_table,
+)
+from mergelib.predict.crossval import fold_seeds, held_out
+from mergelib.predict.evaluate import evaluate
+from mergelib.predict.lasso import choose_ratio, lasso_folds, nested_lasso, nested_table
+from mergelib.predict.qap import batched_qap, held_out_map, qap
+from mergelib.predict.splits import fold_masks, inner_task_folds, splitter
+from studies.display import grid, rounded
+from studies.l1_selection import (
     adam_spread,
     adam_strengths,
     adam_weights,
     beside_exact,
-    choose_ratio,
     halves_coefficients,
-    lasso_folds,
     lasso_strengths,
-    nested_lasso,
-    nested_table,
     released_fits,
     released_return,
     selection,
     shrink,
 )
-from mergelib.predict.splits import fold_masks, inner_task_folds, splitter
-from mergelib.predict.study import (
-    agreement_table,
-    coefficient_table,
-    compare,
-    compare_targets,
-    fold_interval,
-    held_out_table,
-)
-from mergelib.report import grid, rounded
 
 METHODS = ("tsv", "ties", "isotropic")
 

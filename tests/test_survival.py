@@ -4,12 +4,17 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from mergelib.metrics import METRICS
-from mergelib.predict import estimator, evaluate, held_out, survival, target
-from mergelib.predict.crossval import fold_seeds
-from mergelib.predict.scores import score
+from mergelib.metrics.registry import METRICS
+from mergelib.pairs import correlation, targets
+from mergelib.pairs.correlation import score
+from mergelib.pairs.tables import Tables, pairs_of
+from mergelib.pairs.targets import target
+from mergelib.predict.crossval import fold_seeds, held_out
+from mergelib.predict.evaluate import evaluate
+from mergelib.predict.predictors import estimator
 from mergelib.predict.splits import fold_masks, splitter
-from mergelib.published import SETTINGS, Tables, read_setting
+from mergelib.published.released import SETTINGS, read_setting
+from studies import what_survives
 
 METHODS = ("tsv", "ties")
 
@@ -54,7 +59,7 @@ def tables():
 
 @pytest.fixture(scope="module")
 def pairs(tables):
-    return survival.pairs_of(tables)
+    return pairs_of(tables)
 
 
 @pytest.mark.parametrize(("split", "name"), [("loto", "r_fold_mean"), ("l2to", "r_pooled")])
@@ -63,15 +68,15 @@ def test_headline_is_the_splits_statistic(pairs, split, name):
     _, train, test = fold_masks(splitter(split), pairs.ends)
     forecast = np.random.default_rng(0).normal(size=(len(train), *y.shape))
     held = forecast[np.nonzero(test)]
-    assert survival.headline(held, y, test) == pytest.approx(
+    assert correlation.headline(held, y, test) == pytest.approx(
         getattr(score(forecast, y, test), name)
     )
 
 
 def test_a_renaming_moves_every_target_alike_and_fills_only_what_was_never_merged():
     tables = made_tables(missing=2)
-    pairs = survival.pairs_of(tables)
-    y, moved = survival.targets_of(tables, pairs, ("raw", "normalized"), relabel=4, seed=5)
+    pairs = pairs_of(tables)
+    y, moved = targets.targets_of(tables, pairs, ("raw", "normalized"), relabel=4, seed=5)
     assert y == pytest.approx(np.hstack([target(pairs, "raw"), target(pairs, "normalized")]))
     assert not np.isnan(moved).any()
     rng = np.random.default_rng([5, 1])
@@ -87,7 +92,7 @@ def test_a_renaming_moves_every_target_alike_and_fills_only_what_was_never_merge
 
 
 def test_audit_agrees_with_one_fit_at_a_time(tables, pairs):
-    found = survival.audit(tables, pairs, relabel=3)
+    found = what_survives.audit(tables, pairs, relabel=3)
     found = found.set_index(["split", "target", "model", "method"]).sort_index()
     for split, name in (("loto", "r_fold_mean"), ("l2to", "r_pooled"), ("halves", "r_fold_mean")):
         for goal in ("raw", "normalized"):
@@ -107,8 +112,8 @@ def test_audit_agrees_with_one_fit_at_a_time(tables, pairs):
 
 def test_the_null_refits_every_relabelling(tables, pairs):
     relabel = 4
-    found = survival.audit(tables, pairs, ("raw",), ("loto",), relabel, seed=2)
-    _, moved = survival.targets_of(tables, pairs, ("raw",), relabel, seed=2)
+    found = what_survives.audit(tables, pairs, ("raw",), ("loto",), relabel, seed=2)
+    _, moved = targets.targets_of(tables, pairs, ("raw",), relabel, seed=2)
     _, train, test = fold_masks(splitter("loto"), pairs.ends)
     null = np.empty((relabel, 2))
     for d, y in enumerate(moved):
@@ -127,7 +132,7 @@ def test_the_null_refits_every_relabelling(tables, pairs):
 
 
 def test_paper_audit_averages_its_starts(tables, pairs):
-    found = survival.paper_audit(tables, pairs, ("normalized", "raw"), ("loto",), 2, starts=3)
+    found = what_survives.paper_audit(tables, pairs, ("normalized", "raw"), ("loto",), 2, starts=3)
     each = [
         [
             evaluate(tables.metrics, tables.merges, m, target="raw", predictor="paper-l1", seed=s)[
@@ -142,7 +147,7 @@ def test_paper_audit_averages_its_starts(tables, pairs):
     assert table["r"][list(METHODS)].tolist() == pytest.approx(np.mean(each, axis=0), abs=0.06)
     assert table["r"]["mean"] == pytest.approx(table["r"][list(METHODS)].mean())
     assert table["p"].between(1 / 3, 1).all()
-    one = survival.paper_audit(tables, pairs, ("raw",), ("loto",), 0, starts=1)
+    one = what_survives.paper_audit(tables, pairs, ("raw",), ("loto",), 0, starts=1)
     _, train, test = fold_masks(splitter("loto"), pairs.ends)
     seeds, y = fold_seeds(0, METHODS, len(train)), target(pairs, "raw")
     fit = held_out("paper-l1", pairs.X, y, pairs.ends, train, test, None, seeds)
@@ -151,9 +156,11 @@ def test_paper_audit_averages_its_starts(tables, pairs):
 
 
 def test_baselines_stand_beside_each_predictor(tables, pairs):
-    ridge = survival.audit(tables, pairs, ("raw",), ("loto",), relabel=1).assign(setting="made")
+    ridge = what_survives.audit(tables, pairs, ("raw",), ("loto",), relabel=1).assign(
+        setting="made"
+    )
     other = ridge[ridge["model"] == "ridge"].assign(model="paper-l1", r=0.5)
-    found = survival.beside_baselines(
+    found = what_survives.beside_baselines(
         pd.concat([ridge, other], ignore_index=True), "made", "loto", "raw"
     )
     assert found["model"].tolist() == ["paper-l1"] * 2 + ["ridge"] * 2
@@ -163,15 +170,17 @@ def test_baselines_stand_beside_each_predictor(tables, pairs):
 
 
 def test_features_that_only_name_the_tasks(tables, pairs):
-    dummies = survival.task_dummies(pairs)
+    dummies = what_survives.task_dummies(pairs)
     assert (dummies.X.sum(axis=1) == 2).all()
     assert [set(np.flatnonzero(row)) for row in dummies.X] == [set(e) for e in pairs.ends]
-    noise = survival.random_metrics(pairs, 1)
+    noise = what_survives.random_metrics(pairs, 1)
     assert noise.X.shape == pairs.X.shape
     design = dummies.X
     left = noise.X - design @ np.linalg.lstsq(design, noise.X, rcond=None)[0]
     assert np.abs(left).max() < 1e-10
-    found = survival.leak(tables, pairs, repeats=2).set_index(["split", "features", "method"])["r"]
+    found = what_survives.leak(tables, pairs, repeats=2).set_index(["split", "features", "method"])[
+        "r"
+    ]
     _, train, test = fold_masks(splitter("loto"), pairs.ends)
     y, r = target(pairs, "raw")[:, 0], []
     for inside, outside in zip(train, test, strict=True):
@@ -181,7 +190,7 @@ def test_features_that_only_name_the_tasks(tables, pairs):
 
 
 def test_one_sign_counts_over_all_folds_and_methods(tables, pairs):
-    names, table = survival.one_sign(tables, pairs, relabel=3)
+    names, table = what_survives.one_sign(tables, pairs, relabel=3)
     _, train, _ = fold_masks(splitter("loto"), pairs.ends)
     y = target(pairs, "raw")
     signs = np.array(
@@ -203,7 +212,7 @@ def vectors_table(v: np.ndarray, flip: int = 0) -> pd.DataFrame:
     cosine = dot / np.linalg.norm(v[i], axis=1) / np.linalg.norm(v[j], axis=1)
     cosine[:flip] *= -1
     frame = pd.DataFrame({"task_a": [f"t{k}" for k in i], "task_b": [f"t{k}" for k in j]})
-    for kind in survival.KINDS:
+    for kind in what_survives.KINDS:
         frame[f"{kind}_cosine_similarity"], frame[f"{kind}_dot_product"] = cosine, dot
         frame[f"{kind}_l2_distance"] = np.linalg.norm(v[i] - v[j], axis=1)
     return frame
@@ -211,16 +220,16 @@ def vectors_table(v: np.ndarray, flip: int = 0) -> pd.DataFrame:
 
 def test_signs_of_one_pair_of_vectors_agree_and_orthogonal_distances_are_sums():
     v = np.random.default_rng(0).normal(size=(6, 50)) * np.arange(1, 7)[:, None]
-    assert (survival.cosine_against_dot(vectors_table(v))["conflict"] == 0).all()
-    found = survival.cosine_against_dot(vectors_table(v, flip=5))
+    assert (what_survives.cosine_against_dot(vectors_table(v))["conflict"] == 0).all()
+    found = what_survives.cosine_against_dot(vectors_table(v, flip=5))
     assert found["conflict"].tolist() == pytest.approx([5 / 15] * 4)
     orthogonal = np.linalg.qr(v.T)[0].T * np.arange(1, 7)[:, None]
-    assert survival.cosine_against_dot(vectors_table(orthogonal))["additive"].min() > 1 - 1e-9
+    assert what_survives.cosine_against_dot(vectors_table(orthogonal))["additive"].min() > 1 - 1e-9
 
 
 def test_lengths_come_back_from_stored_products():
     v = np.random.default_rng(1).normal(size=(7, 30)) * np.arange(1, 8)[:, None]
-    found, misfit = survival.lengths(vectors_table(v))
+    found, misfit = what_survives.lengths(vectors_table(v))
     assert found.to_numpy() == pytest.approx(np.linalg.norm(v, axis=1))
     assert list(found.index) == [f"t{k}" for k in range(7)]
     assert misfit < 1e-9
@@ -235,7 +244,7 @@ def test_weighted_steps_follow_the_schedule_step_by_step():
                 optimizer_steps += 1
         return total, optimizer_steps
 
-    found = survival.weighted_steps({"STL10": 5000, "SUN397": 19850})
+    found = what_survives.weighted_steps({"STL10": 5000, "SUN397": 19850})
     assert found["STL10"] == pytest.approx(literal(5000, 6)[0])
     assert found["SUN397"] == pytest.approx(literal(19850, 14)[0])
     assert literal(5000, 6)[1] == 240
@@ -244,9 +253,9 @@ def test_weighted_steps_follow_the_schedule_step_by_step():
 
 def test_identical_counts_both_sides(tables):
     other = tables.merges.copy()
-    assert (survival.identical(tables.merges, other)["equal"] == 2 * 28).all()
+    assert (what_survives.identical(tables.merges, other)["equal"] == 2 * 28).all()
     other.loc[other["method"] == "ties", "acc_b"] += 1e-9
-    found = survival.identical(tables.merges, other)
+    found = what_survives.identical(tables.merges, other)
     assert found["equal"].to_dict() == {"tsv": 56, "ties": 28}
     assert (found["of"] == 56).all()
 
@@ -265,13 +274,13 @@ def released(shared):
 
 def test_gradients_of_random_heads_disagree_with_themselves(released):
     root, tables = released
-    found = {s: survival.cosine_against_dot(t.metrics)["conflict"] for s, t in tables.items()}
+    found = {s: what_survives.cosine_against_dot(t.metrics)["conflict"] for s, t in tables.items()}
     encoder = [100 * found[s]["encoder_gradient"] for s in SETTINGS]
     assert encoder == pytest.approx([50.8, 52.1, 47.7], abs=0.05)
     pixels = [100 * found[s]["input_gradient"] for s in SETTINGS]
     assert pixels == pytest.approx([53, 48, 53], abs=0.5)
     assert all(found[s][["task_vector", "activation"]].eq(0).all() for s in SETTINGS)
-    sizes = survival.additive_by_size(root)["encoder_gradient"]
+    sizes = what_survives.additive_by_size(root)["encoder_gradient"]
     assert sizes[10] == pytest.approx(0.42, abs=0.005)
     assert sizes[[100, 200]].between(0.93, 0.955).all()
 
@@ -279,10 +288,10 @@ def test_gradients_of_random_heads_disagree_with_themselves(released):
 def test_the_sgd_setting_merges_adamw_and_its_vectors_are_weight_decay(released):
     _, tables = released
     sgd, adamw = tables["ViT-B-16_SGD"], tables["ViT-B-16_AdamW"]
-    found = survival.identical(adamw.merges, sgd.merges)
+    found = what_survives.identical(adamw.merges, sgd.merges)
     assert found["equal"].sum() == found["of"].sum() == 1896
-    length, _ = survival.lengths(sgd.metrics)
-    steps = survival.weighted_steps(sgd.tasks.set_index("task")["n_train"])
+    length, _ = what_survives.lengths(sgd.metrics)
+    steps = what_survives.weighted_steps(sgd.tasks.set_index("task")["n_train"])
     ratio = length / steps
     assert ratio.min() == pytest.approx(3.15e-4, abs=5e-7)
     assert ratio.max() == pytest.approx(3.19e-4, abs=5e-7)
@@ -293,9 +302,9 @@ def test_the_sgd_setting_merges_adamw_and_its_vectors_are_weight_decay(released)
 def test_leave_one_task_out_on_the_released_tables(released):
     _, tables = released
     held = tables["ViT-B-16_AdamW"]
-    pairs = survival.pairs_of(held)
+    pairs = pairs_of(held)
     assert len(pairs) == 185
-    found = survival.audit(held, pairs, ("raw",), ("loto",), relabel=200)
+    found = what_survives.audit(held, pairs, ("raw",), ("loto",), relabel=200)
     ridge = found[found["model"] == "ridge"].set_index("method")
     order = ["weight_avg", "arithmetic", "tsv", "ties", "dare"]
     assert ridge.loc[order, "r"].tolist() == pytest.approx(
@@ -308,5 +317,7 @@ def test_leave_one_task_out_on_the_released_tables(released):
 
 def test_a_gradient_distance_is_negative_in_every_stored_fit(released):
     root, _ = released
-    found = survival.released_signs(root, "ViT-B-16_AdamW", "loto_cv_l1_lambda1.0_random_seeds")
+    found = what_survives.released_signs(
+        root, "ViT-B-16_AdamW", "loto_cv_l1_lambda1.0_random_seeds"
+    )
     assert found.loc["encoder_gradient_l2_distance", ["fits", "negative"]].tolist() == [1000, 1]

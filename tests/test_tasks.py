@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from mergelib.errors import MergelibError
+from mergelib.core.errors import MergelibError
 from mergelib.tasks import SPLITS, TASKS, build
 from mergelib.tasks.glyphs import CANVAS, characters, icons, mask, words
 from mergelib.tasks.render import SIZE, Style, _place, draw

@@ -10,16 +10,18 @@ from scipy import stats
 from sklearn.linear_model import Ridge
 from sklearn.preprocessing import MinMaxScaler
 
-from mergelib.errors import MergelibError
-from mergelib.predict.across import (
+from mergelib.core.errors import MergelibError
+from mergelib.pairs.inference import permutations
+from mergelib.pairs.tables import Tables
+from mergelib.pairs.targets import outcome_cube
+from mergelib.published.released import read_setting
+from studies.architectures import (
     accuracy_of,
     coefficients_alike,
     forecast_map,
     metrics_alike,
     travel,
 )
-from mergelib.predict.outcomes import outcome_cube, permutations
-from mergelib.published import Tables, read_setting
 
 T = 8
 TASKS = [f"T{k}" for k in range(T)]

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from mergelib import vectors
-from mergelib.errors import MergelibError
-from mergelib.store import save_tensors
+from mergelib.checkpoints import task_vectors
+from mergelib.core.errors import MergelibError
+from mergelib.core.store import save_tensors
 
 
 def make(seed: int) -> dict[str, torch.Tensor]:
@@ -32,7 +32,7 @@ def files(tmp_path):
 
 def test_task_vectors_are_exact_differences(files):
     paths, models = files
-    seen = dict(vectors.task_vectors(paths[0], paths[1:]))
+    seen = dict(task_vectors.task_vectors(paths[0], paths[1:]))
     assert list(seen) == ["a.conv", "m.bias", "scale", "z.weight"]  # integers are skipped
     for name, stack in seen.items():
         assert stack.dtype == torch.float64
@@ -44,15 +44,15 @@ def test_task_vectors_are_exact_differences(files):
 
 def test_files_and_mappings_agree(files):
     paths, models = files
-    of_files = vectors.grams(paths[0], paths[1:])
-    of_mappings = vectors.grams(models[0], models[1:])
+    of_files = task_vectors.grams(paths[0], paths[1:])
+    of_mappings = task_vectors.grams(models[0], models[1:])
     assert list(of_files) == list(of_mappings)
     for name, gram in of_files.items():
         np.testing.assert_array_equal(gram, of_mappings[name])
 
 
 def test_grams_and_norms_against_loops(files, monkeypatch):
-    monkeypatch.setattr(vectors, "CHUNK", 4)  # so that a tensor needs several chunks
+    monkeypatch.setattr(task_vectors, "CHUNK", 4)  # so that a tensor needs several chunks
     paths, models = files
     flat = {
         name: [
@@ -62,39 +62,43 @@ def test_grams_and_norms_against_loops(files, monkeypatch):
         for name in models[0]
         if name != "steps"
     }
-    grams = vectors.grams(paths[0], paths[1:])
+    grams = task_vectors.grams(paths[0], paths[1:])
     for name, rows in flat.items():
         literal = [[sum(a * b for a, b in zip(p, q, strict=True)) for q in rows] for p in rows]
         np.testing.assert_allclose(grams[name], literal, rtol=1e-12, atol=1e-14)
         np.testing.assert_array_equal(grams[name], grams[name].T)
     whole = [np.concatenate([rows[t] for rows in flat.values()]) for t in range(3)]
     total = sum(grams.values())
-    np.testing.assert_allclose(vectors.norms(total), [np.linalg.norm(v) for v in whole], rtol=1e-12)
+    np.testing.assert_allclose(
+        task_vectors.norms(total), [np.linalg.norm(v) for v in whole], rtol=1e-12
+    )
     for i in range(3):
         for j in range(3):
             away = np.linalg.norm(whole[i] - whole[j])
-            np.testing.assert_allclose(vectors.distance(total)[i, j], away, rtol=1e-10, atol=1e-7)
+            np.testing.assert_allclose(
+                task_vectors.distance(total)[i, j], away, rtol=1e-10, atol=1e-7
+            )
 
 
 def test_long_float32_sums_do_not_drift():
     # 2^24 + 1 equal entries: a float32 running sum of ones stops at 2^24.
     ones = torch.ones(2, (1 << 24) + 1)
-    np.testing.assert_array_equal(vectors.gram(ones), np.full((2, 2), 2.0**24 + 1))
+    np.testing.assert_array_equal(task_vectors.gram(ones), np.full((2, 2), 2.0**24 + 1))
 
 
 def test_cosine_stays_in_range_for_parallel_and_zero_vectors():
     rows = torch.tensor([[0.1, 0.2, 0.3], [0.7, 1.4, 2.1], [0.0, 0.0, 0.0]])
-    gram = vectors.gram(rows)
-    cosine = vectors.cosine(gram)
+    gram = task_vectors.gram(rows)
+    cosine = task_vectors.cosine(gram)
     assert cosine.max() <= 1
     np.testing.assert_allclose(cosine[:2, :2], 1, atol=1e-6)
     np.testing.assert_array_equal(cosine[2], 0)
-    np.testing.assert_array_equal(vectors.magnitude_ratio(gram)[2], 0)
-    np.testing.assert_allclose(vectors.magnitude_ratio(gram)[0, 1], 1 / 7, rtol=1e-6)
+    np.testing.assert_array_equal(task_vectors.magnitude_ratio(gram)[2], 0)
+    np.testing.assert_allclose(task_vectors.magnitude_ratio(gram)[0, 1], 1 / 7, rtol=1e-6)
 
 
 def consume(base, tuned):
-    return list(vectors.task_vectors(base, tuned))
+    return list(task_vectors.task_vectors(base, tuned))
 
 
 def test_missing_file_is_named(files, tmp_path):

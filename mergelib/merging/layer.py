@@ -5,8 +5,8 @@ from functools import partial
 
 from torch import Tensor
 
-from mergelib.errors import MergelibError
-from mergelib.merging.factors import is_matrix, triplets
+from mergelib.core.errors import MergelibError
+from mergelib.linalg.polar import is_matrix, triplets
 
 
 class Layer(Sequence[Tensor]):

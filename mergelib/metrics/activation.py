@@ -3,8 +3,8 @@
 import numpy as np
 import torch
 
-from mergelib import vectors
-from mergelib.metrics.ingredients import Ingredients
+from mergelib.checkpoints import task_vectors
+from mergelib.metrics.inputs import Ingredients
 from mergelib.metrics.registry import metric
 
 CATEGORY = "activation"
@@ -12,7 +12,7 @@ INF = float("inf")
 
 
 def _gram(x: Ingredients) -> np.ndarray:
-    return vectors.gram(torch.from_numpy(x.need("activation")))
+    return task_vectors.gram(torch.from_numpy(x.need("activation")))
 
 
 @metric(
@@ -27,19 +27,19 @@ def _gram(x: Ingredients) -> np.ndarray:
 )
 def l2_distance(x: Ingredients, mode: str = "corrected") -> np.ndarray:
     """‖h_i − h_j‖."""
-    return vectors.distance(_gram(x))
+    return task_vectors.distance(_gram(x))
 
 
 @metric("activation_cosine_similarity", CATEGORY, (-1, 1))
 def cosine_similarity(x: Ingredients, mode: str = "corrected") -> np.ndarray:
     """h_i·h_j / (max(‖h_i‖, 1e-8) max(‖h_j‖, 1e-8))."""
-    return vectors.cosine(_gram(x))
+    return task_vectors.cosine(_gram(x))
 
 
 @metric("activation_magnitude_ratio", CATEGORY, (0, 1))
 def magnitude_ratio(x: Ingredients, mode: str = "corrected") -> np.ndarray:
     """min(‖h_i‖, ‖h_j‖) / max(‖h_i‖, ‖h_j‖); 0 if a norm is below 1e-8."""
-    return vectors.magnitude_ratio(_gram(x))
+    return task_vectors.magnitude_ratio(_gram(x))
 
 
 @metric("activation_dot_product", CATEGORY, (-INF, INF))

@@ -6,7 +6,7 @@ well is said to survive a merge best.
 
 import numpy as np
 
-from mergelib.metrics.ingredients import Ingredients
+from mergelib.metrics.inputs import Ingredients
 from mergelib.metrics.registry import EXTRA, metric
 
 CATEGORY = "base_knowledge"

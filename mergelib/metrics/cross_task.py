@@ -7,7 +7,7 @@ hardly pass it on to a merge.
 
 import numpy as np
 
-from mergelib.metrics.ingredients import Ingredients
+from mergelib.metrics.inputs import Ingredients
 from mergelib.metrics.registry import EXTRA, metric
 
 CATEGORY = "cross_task"

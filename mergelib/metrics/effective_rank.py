@@ -7,8 +7,8 @@ The singular values σ1 ≥ σ2 of the stack follow from the Gram matrix, in flo
 
 import numpy as np
 
-from mergelib import vectors
-from mergelib.metrics.ingredients import Ingredients
+from mergelib.checkpoints import task_vectors
+from mergelib.metrics.inputs import Ingredients
 from mergelib.metrics.registry import metric
 
 CATEGORY = "effective_rank"
@@ -42,7 +42,7 @@ def layerwise_effective_rank_of(layer_grams: dict[str, np.ndarray]) -> np.ndarra
     """
     total, weights = 0.0, 0.0
     for gram in layer_grams.values():
-        norms = vectors.norms(gram)
+        norms = task_vectors.norms(gram)
         alive = np.minimum.outer(norms, norms) >= 1e-10
         weight = np.where(alive, np.add.outer(norms, norms), 0.0)
         total = total + weight * effective_rank_of(gram)

@@ -6,8 +6,8 @@ gradients with respect to their pixels. With the published random heads: `publis
 
 import numpy as np
 
-from mergelib import vectors
-from mergelib.metrics.ingredients import Ingredients
+from mergelib.checkpoints import task_vectors
+from mergelib.metrics.inputs import Ingredients
 from mergelib.metrics.registry import metric
 
 CATEGORY = "gradient"
@@ -17,13 +17,13 @@ INF = float("inf")
 @metric("encoder_gradient_cosine_similarity", CATEGORY, (-1, 1))
 def encoder_cosine_similarity(x: Ingredients, mode: str = "corrected") -> np.ndarray:
     """Cosine of G_i and G_j."""
-    return vectors.cosine(x.need("encoder_gradient_gram"))
+    return task_vectors.cosine(x.need("encoder_gradient_gram"))
 
 
 @metric("encoder_gradient_l2_distance", CATEGORY, (0, INF))
 def encoder_l2_distance(x: Ingredients, mode: str = "corrected") -> np.ndarray:
     """‖G_i − G_j‖."""
-    return vectors.distance(x.need("encoder_gradient_gram"))
+    return task_vectors.distance(x.need("encoder_gradient_gram"))
 
 
 @metric("encoder_gradient_dot_product", CATEGORY, (-INF, INF))
@@ -35,13 +35,13 @@ def encoder_dot_product(x: Ingredients, mode: str = "corrected") -> np.ndarray:
 @metric("input_gradient_cosine_similarity", CATEGORY, (-1, 1))
 def input_cosine_similarity(x: Ingredients, mode: str = "corrected") -> np.ndarray:
     """Cosine of g_i and g_j."""
-    return vectors.cosine(x.need("input_gradient_gram"))
+    return task_vectors.cosine(x.need("input_gradient_gram"))
 
 
 @metric("input_gradient_l2_distance", CATEGORY, (0, INF))
 def input_l2_distance(x: Ingredients, mode: str = "corrected") -> np.ndarray:
     """‖g_i − g_j‖."""
-    return vectors.distance(x.need("input_gradient_gram"))
+    return task_vectors.distance(x.need("input_gradient_gram"))
 
 
 @metric("input_gradient_dot_product", CATEGORY, (-INF, INF))

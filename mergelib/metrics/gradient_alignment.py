@@ -6,8 +6,8 @@ gradients can be compared image by image and tensor by tensor; a negative cosine
 
 import numpy as np
 
-from mergelib import vectors
-from mergelib.metrics.ingredients import Ingredients
+from mergelib.checkpoints import task_vectors
+from mergelib.metrics.inputs import Ingredients
 from mergelib.metrics.registry import EXTRA, metric
 
 CATEGORY = "gradient_alignment"
@@ -17,7 +17,7 @@ REFERENCE = "Yu et al. 2020, Gradient surgery for multi-task learning (arXiv 200
 @metric("input_gradient_alignment", CATEGORY, (-1, 1), REFERENCE, registry=EXTRA)
 def input_gradient_alignment(x: Ingredients, mode: str = "corrected") -> np.ndarray:
     """1/N Σ_n cos(g_i,n, g_j,n) of the gradients at the pixels of image n."""
-    return np.mean([vectors.cosine(gram) for gram in x.need("input_gradient_grams")], axis=0)
+    return np.mean([task_vectors.cosine(gram) for gram in x.need("input_gradient_grams")], axis=0)
 
 
 @metric("encoder_gradient_alignment", CATEGORY, (-1, 1), REFERENCE, registry=EXTRA)
@@ -25,5 +25,5 @@ def encoder_gradient_alignment(x: Ingredients, mode: str = "corrected") -> np.nd
     """Mean over the tensors ℓ of cos(G_i,ℓ, G_j,ℓ); tensors without any gradient do not count."""
     grams = x.need("encoder_gradient_grams").values()
     alive = [gram for gram in grams if np.diagonal(gram).any()]
-    total = sum((vectors.cosine(gram) for gram in alive), np.zeros_like(x.gram))
+    total = sum((task_vectors.cosine(gram) for gram in alive), np.zeros_like(x.gram))
     return total / max(len(alive), 1)

@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from mergelib.metrics.ingredients import Ingredients, basis_products
+from mergelib.metrics.inputs import Ingredients, basis_products
 from mergelib.metrics.registry import EXTRA, metric
 from mergelib.metrics.subspace import layer_mean
 

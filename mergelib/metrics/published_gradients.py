@@ -17,16 +17,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, normalize
 
-from mergelib import vectors
-from mergelib.errors import MergelibError
-from mergelib.metrics.summary import check_images, evaluating
+from mergelib.checkpoints import task_vectors
+from mergelib.core.errors import MergelibError
+from mergelib.metrics.encoder import check_images, evaluating
 
 CALIBRATION_SEED = 42
 PER_TASK = 10
 BATCH = 8
 OF_GRAM = {
-    "cosine_similarity": vectors.cosine,
-    "l2_distance": vectors.distance,
+    "cosine_similarity": task_vectors.cosine,
+    "l2_distance": task_vectors.distance,
     "dot_product": lambda gram: gram,
 }
 COLUMNS = list(itertools.product(("encoder", "input"), OF_GRAM))
@@ -116,7 +116,7 @@ def of_pair(first: list[list[Tensor]], second: list[list[Tensor]]) -> dict[str, 
     """The six metrics of two models from their gradients."""
     found = {}
     for (of, kind), a, b in zip(COLUMNS, first, second, strict=True):
-        gram = sum(vectors.gram(both) for both in zip(a, b, strict=True))
+        gram = sum(task_vectors.gram(both) for both in zip(a, b, strict=True))
         found[f"{of}_gradient_{kind}"] = float(OF_GRAM[kind](gram)[0, 1])
     return found
 

@@ -1,13 +1,13 @@
 """The metrics' registry: what is known of each beside its formula."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from mergelib.errors import MergelibError
-from mergelib.metrics.ingredients import Ingredients
-from mergelib.registry import Registry, unknown
+from mergelib.core.errors import MergelibError
+from mergelib.core.registry import Registry, unknown
+from mergelib.metrics.inputs import Ingredients
 
 MODES = ("corrected", "paper")
 PAPER = "Demystifying Mergeability (arXiv 2601.22285)"
@@ -81,3 +81,14 @@ def metric(
         return function
 
     return register
+
+
+# ---- Coefficients -----------------------------------------------------------------------------
+
+
+def categories(names: Sequence[str]) -> dict[str, str]:
+    """Category of each metric as `mergelib.metrics` registers it; "other" for what it does not."""
+    from mergelib.metrics.registry import METRICS
+
+    known = {row.name: row.category for row in METRICS.rows()}
+    return {name: known.get(name, "other") for name in names}

@@ -9,10 +9,10 @@ from collections.abc import Callable
 
 import numpy as np
 
-from mergelib.metrics.ingredients import Factors, Ingredients
+from mergelib.core.threads import threaded
+from mergelib.metrics.inputs import Factors, Ingredients
 from mergelib.metrics.registry import metric
 from mergelib.metrics.weights import TRIPLETS
-from mergelib.parallel import threaded
 
 CATEGORY = "subspace"
 

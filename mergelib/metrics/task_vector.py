@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from mergelib import vectors
-from mergelib.metrics.ingredients import Ingredients
+from mergelib.checkpoints import task_vectors
+from mergelib.metrics.inputs import Ingredients
 from mergelib.metrics.registry import metric
 
 CATEGORY = "task_vector"
@@ -13,7 +13,7 @@ INF = float("inf")
 @metric("task_vector_cosine_similarity", CATEGORY, (-1, 1))
 def cosine_similarity(x: Ingredients, mode: str = "corrected") -> np.ndarray:
     """τ_i·τ_j / (max(‖τ_i‖, 1e-8) max(‖τ_j‖, 1e-8))."""
-    return vectors.cosine(x.gram)
+    return task_vectors.cosine(x.gram)
 
 
 @metric(
@@ -28,7 +28,7 @@ def cosine_similarity(x: Ingredients, mode: str = "corrected") -> np.ndarray:
 )
 def l2_distance(x: Ingredients, mode: str = "corrected") -> np.ndarray:
     """‖τ_i − τ_j‖."""
-    return vectors.distance(x.gram)
+    return task_vectors.distance(x.gram)
 
 
 @metric("task_vector_dot_product", CATEGORY, (-INF, INF))
@@ -40,10 +40,10 @@ def dot_product(x: Ingredients, mode: str = "corrected") -> np.ndarray:
 @metric("weight_space_angle", CATEGORY, (0, 180), duplicates=("task_vector_cosine_similarity",))
 def weight_space_angle(x: Ingredients, mode: str = "corrected") -> np.ndarray:
     """arccos(cosine) in degrees."""
-    return np.degrees(np.arccos(vectors.cosine(x.gram)))
+    return np.degrees(np.arccos(task_vectors.cosine(x.gram)))
 
 
 @metric("task_vector_magnitude_ratio", CATEGORY, (0, 1))
 def magnitude_ratio(x: Ingredients, mode: str = "corrected") -> np.ndarray:
     """min(‖τ_i‖, ‖τ_j‖) / max(‖τ_i‖, ‖τ_j‖); 0 if a norm is below 1e-8."""
-    return vectors.magnitude_ratio(x.gram)
+    return task_vectors.magnitude_ratio(x.gram)

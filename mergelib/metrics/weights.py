@@ -8,8 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mergelib.factors import ends
-from mergelib.vectors import Source, Weights, difference, sweep, tensor_gram
+from mergelib.checkpoints.task_vectors import difference, sweep, tensor_gram
+from mergelib.checkpoints.weights import Source, Weights
+from mergelib.linalg.svd import ends
 
 SIGMAS = 100  # singular values kept per matrix
 TRIPLETS = 10  # singular vectors kept at each end

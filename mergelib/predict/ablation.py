@@ -6,16 +6,15 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 
-from mergelib.predict.covariates import has_values, with_task_covariates
+from mergelib.metrics.registry import categories
+from mergelib.pairs.correlation import pearson, pooled, score
+from mergelib.pairs.covariates import has_values, with_task_covariates
+from mergelib.pairs.inference import bootstrap_r, fold_interval, fold_sd, interval
+from mergelib.pairs.tables import Pairs
+from mergelib.pairs.targets import target as target_of
 from mergelib.predict.crossval import fold_seeds, held_out
-from mergelib.predict.data import Pairs
-from mergelib.predict.evaluate import HEADLINE
-from mergelib.predict.inference import bootstrap_r, interval
-from mergelib.predict.relabelling import batched_qap
-from mergelib.predict.scores import pearson, pooled, score
-from mergelib.predict.splits import fold_masks, splitter
-from mergelib.predict.study import categories, fold_interval, fold_sd
-from mergelib.predict.targets import target as target_of
+from mergelib.predict.qap import batched_qap
+from mergelib.predict.splits import HEADLINE, fold_masks, splitter
 
 
 def restrict(pairs: Pairs, names: list[str]) -> Pairs:

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from mergelib.errors import MergelibError
-from mergelib.store import read_json
+from mergelib.core.errors import MergelibError
+from mergelib.core.store import read_json
 
 
 def top_overlap(a: Mapping[str, float], b: Mapping[str, float], k: int = 5) -> float:

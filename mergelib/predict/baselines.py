@@ -3,10 +3,10 @@
 import numpy as np
 import pandas as pd
 
-from mergelib.errors import MergelibError
-from mergelib.predict.data import Pairs
-from mergelib.predict.scores import pearson
-from mergelib.predict.targets import additive_design
+from mergelib.core.errors import MergelibError
+from mergelib.pairs.correlation import pearson
+from mergelib.pairs.tables import Pairs
+from mergelib.pairs.targets import additive_design
 
 
 def constant(Y: np.ndarray, train: np.ndarray) -> np.ndarray:

@@ -6,14 +6,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mergelib.errors import MergelibError
-from mergelib.predict import adam
-from mergelib.predict.estimators import GRIDS, check_predictor, estimator, strength
+from mergelib.core.errors import MergelibError
+from mergelib.pairs.correlation import pearson
 from mergelib.predict.folds import Linear, RidgeFolds, ols_folds
-from mergelib.predict.mlp import mlp_folds
-from mergelib.predict.scores import pearson
-from mergelib.predict.selection import greedy_folds
+from mergelib.predict.predictors import GRIDS, check_predictor, estimator, strength
 from mergelib.predict.splits import inner_task_folds
+from mergelib.published.predictors import adam
+from mergelib.published.predictors.greedy import greedy_folds
+from mergelib.published.predictors.mlp import mlp_folds
 
 RECIPES = {"paper-l1": adam.L1, "paper-dense": adam.DENSE, "paper-mse": adam.MSE}
 

@@ -6,19 +6,19 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from mergelib.errors import MergelibError
-from mergelib.predict import baselines, inference
+from mergelib.core.errors import MergelibError
+from mergelib.pairs import inference
+from mergelib.pairs.correlation import mean_defined, score, spearman_folds
+from mergelib.pairs.covariates import with_task_covariates
+from mergelib.pairs.tables import Pairs, assemble
+from mergelib.pairs.targets import target as target_of
+from mergelib.predict import baselines
+from mergelib.predict import qap as qap_module
 from mergelib.predict.collinear import collinear_groups
-from mergelib.predict.covariates import with_task_covariates
 from mergelib.predict.crossval import fold_seeds, held_out
-from mergelib.predict.data import Pairs, assemble
-from mergelib.predict.scores import mean_defined, score, spearman_folds
-from mergelib.predict.splits import fold_masks, splitter
-from mergelib.predict.targets import target as target_of
+from mergelib.predict.qap import STATISTICS
+from mergelib.predict.splits import HEADLINE, fold_masks, splitter
 from mergelib.predict.transfer import transfer
-
-# the statistic that a split's QAP p-value is about
-HEADLINE = {"loto": "r_fold_mean", "l2to": "r_pooled", "halves": "r_fold_mean"}
 
 
 def evaluate(
@@ -87,12 +87,12 @@ def evaluate(
     if target == "residual":
         result["residual_of"] = base
     if qap:
-        null = inference.qap(
+        null = qap_module.qap(
             predictor, pairs.X, y, pairs.ends, train, test, qap, alpha, seed, pairs.methods
         )
         each = {
             s: {"p": null.p(s)[0], "null_mean": null.mean(s)[0], "null_95": null.point95(s)[0]}
-            for s in inference.STATISTICS
+            for s in STATISTICS
         }
         result["qap"] = {"statistic": HEADLINE[split], "n": qap, **each[HEADLINE[split]], **each}
     if bootstrap:
@@ -157,7 +157,7 @@ def _folds(names, train, test, prediction, y) -> list[dict[str, Any]]:
 
 
 def _bootstrap(prediction, y, test, pairs: Pairs, n: int, seed: int) -> dict[str, Any]:
-    from mergelib.predict.scores import pooled
+    from mergelib.pairs.correlation import pooled
 
     once = pooled(prediction, test)[:, 0]
     held = ~np.isnan(once)

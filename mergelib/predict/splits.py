@@ -6,8 +6,8 @@ import numpy as np
 from sklearn.model_selection import BaseCrossValidator
 from sklearn.utils import check_random_state
 
-from mergelib.errors import MergelibError
-from mergelib.registry import unknown
+from mergelib.core.errors import MergelibError
+from mergelib.core.registry import unknown
 
 
 def _ends(groups) -> np.ndarray:
@@ -124,3 +124,7 @@ def inner_task_folds(ends: np.ndarray, train: np.ndarray) -> tuple[np.ndarray, n
     """Leave-one-task-out inside each outer fold: train and test masks, both (F, T, n)."""
     has = np.array([(ends == task).any(axis=1) for task in np.unique(ends)])
     return train[:, None] & ~has, train[:, None] & has
+
+
+# the statistic that a split's QAP p-value is about
+HEADLINE = {"loto": "r_fold_mean", "l2to": "r_pooled", "halves": "r_fold_mean"}

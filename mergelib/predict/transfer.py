@@ -4,12 +4,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mergelib.errors import MergelibError
+from mergelib.core.errors import MergelibError
+from mergelib.pairs.correlation import pearson
+from mergelib.pairs.inference import relabel
+from mergelib.pairs.tables import Pairs
 from mergelib.predict.crossval import choose_alpha, fit_folds, fold_seeds
-from mergelib.predict.data import Pairs
 from mergelib.predict.folds import Linear, scaling
-from mergelib.predict.inference import relabel
-from mergelib.predict.scores import pearson
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mergelib.errors import MergelibError
-from mergelib.registry import Registry
-from mergelib.store import digest
+from mergelib.core.errors import MergelibError
+from mergelib.core.registry import Registry
+from mergelib.core.store import digest
 from mergelib.tasks.glyphs import fonts_digest
 
 SPLITS = ("train", "calibration", "test")
@@ -95,4 +95,4 @@ def pixels_digest() -> str:
 
 
 # Registration order is the benchmark's task order.
-from mergelib.tasks import rendered, shipped  # noqa: E402, F401
+pass  # noqa: E402, F401

@@ -14,8 +14,8 @@ import numpy as np
 from fontTools.ttLib import TTFont
 from PIL import Image, ImageDraw, ImageFont
 
-from mergelib.errors import MergelibError
-from mergelib.store import digest, file_digest
+from mergelib.core.errors import MergelibError
+from mergelib.core.store import digest, file_digest
 
 # The icon fonts carry a few spare bytes that fontTools would print a warning about.
 logging.getLogger("fontTools").setLevel(logging.ERROR)

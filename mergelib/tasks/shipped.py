@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image, ImageFilter
 from sklearn.datasets import load_digits
 
-from mergelib.errors import MergelibError
+from mergelib.core.errors import MergelibError
 from mergelib.tasks import SPLITS, TASKS, Source
 from mergelib.tasks.render import DEGRADATIONS, SIZE
 

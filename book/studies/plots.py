@@ -1,0 +1,230 @@
+"""The book's figures: each function draws on one Axes, returns it, and adds nothing random.
+
+Call `style()` once at the top of a chapter. Colours stay apart for colour-blind readers, and text
+stays legible when a figure is shrunk to the width of a phone.
+"""
+
+from collections.abc import Sequence
+
+import matplotlib as mpl
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from numpy.typing import ArrayLike
+
+from mergelib.core.errors import MergelibError
+
+PALETTE = sns.color_palette("colorblind")
+BASELINE = "0.35"
+
+
+def style() -> None:
+    """Set fonts, palette and reproducible files for all figures that follow."""
+    sns.set_theme(context="notebook", style="whitegrid", palette=PALETTE)
+    mpl.rcParams.update(
+        {
+            "figure.figsize": (6.4, 4.4),
+            "figure.dpi": 110,
+            "savefig.dpi": 110,
+            "font.size": 12,
+            "axes.titlesize": 13,
+            "axes.labelsize": 12,
+            "legend.fontsize": 10,
+            "svg.hashsalt": "mergelib",
+        }
+    )
+    try:
+        from matplotlib_inline.config import InlineBackend
+    except ImportError:  # not in a notebook
+        return
+    # A version or a date inside the file would make each build's figures differ.
+    InlineBackend.instance().print_figure_kwargs = {
+        "bbox_inches": "tight",
+        "metadata": {"Software": None},
+    }
+
+
+def save(figure: Figure, path: str) -> None:
+    """Write a figure without date or version, so that equal figures are equal files."""
+    metadata = {"Date": None} if str(path).endswith(".svg") else {"Software": None}
+    figure.savefig(path, bbox_inches="tight", metadata=metadata)
+
+
+def square(table: pd.DataFrame, column: str, tasks: Sequence[str]) -> np.ndarray:
+    """The symmetric (T, T) matrix of a pair table's column; NaN on the diagonal.
+
+    Raises MergelibError if a column is missing, a task is unknown or a pair comes twice.
+    """
+    missing = [name for name in ("task_a", "task_b", column) if name not in table]
+    if missing:
+        raise MergelibError(f"the table has no column {missing[0]}: it has {list(table.columns)}")
+    place = {task: index for index, task in enumerate(tasks)}
+    values = np.full((len(tasks), len(tasks)), np.nan)
+    for a, b, value in zip(table["task_a"], table["task_b"], table[column], strict=True):
+        if a not in place or b not in place:
+            raise MergelibError(f"the pair {a}, {b} is not of the tasks {list(tasks)}")
+        i, j = place[a], place[b]
+        if not np.isnan(values[i, j]):
+            raise MergelibError(f"the pair {a}, {b} comes twice: choose one method and seed first")
+        values[i, j] = values[j, i] = value
+    return values
+
+
+def heatmap(
+    table: pd.DataFrame,
+    column: str,
+    tasks: Sequence[str],
+    *,
+    title: str = "",
+    center: float | None = None,
+    ax: Axes | None = None,
+) -> Axes:
+    """A pair table's column as a task-by-task matrix; with `center`, colours diverge from it."""
+    values = square(table, column, tasks)
+    side = 1.6 + 0.32 * len(tasks)
+    ax = ax or plt.subplots(figsize=(side + 0.8, side))[1]
+    sns.heatmap(
+        values,
+        ax=ax,
+        square=True,
+        center=center,
+        cmap="viridis" if center is None else "vlag",
+        xticklabels=list(tasks),
+        yticklabels=list(tasks),
+        cbar_kws={"shrink": 0.75},
+    )
+    ax.tick_params(axis="x", labelrotation=90)
+    ax.tick_params(axis="y", labelrotation=0)
+    ax.grid(visible=False)
+    ax.set_title(title or column)
+    return ax
+
+
+def bars(
+    frame: pd.DataFrame,
+    x: str,
+    y: str,
+    *,
+    low: str | None = None,
+    high: str | None = None,
+    baselines: Sequence[str] = (),
+    hue: str | None = None,
+    ax: Axes | None = None,
+) -> Axes:
+    """Horizontal bars, one per `x`, with whiskers from `low` to `high`.
+
+    `baselines` names columns drawn as markers on each bar: what must be beaten. With `hue`, each
+    group has one bar per value of that column.
+    """
+    groups = list(dict.fromkeys(frame[x]))
+    kinds = list(dict.fromkeys(frame[hue])) if hue else [None]
+    height = 0.8 / len(kinds)
+    ax = ax or plt.subplots(figsize=(6.4, 1.2 + 0.42 * len(groups) * max(1, 0.6 * len(kinds))))[1]
+    for k, kind in enumerate(kinds):
+        part = frame if kind is None else frame[frame[hue] == kind]
+        places = np.array([groups.index(g) for g in part[x]]) + (k - (len(kinds) - 1) / 2) * height
+        values = part[y].to_numpy(float)
+        label = None if kind is None else str(kind)
+        ax.barh(places, values, height=0.9 * height, color=PALETTE[k % len(PALETTE)], label=label)
+        if low and high:
+            ax.hlines(places, part[low], part[high], color="black", linewidth=1.4, zorder=3)
+        for marker, name in zip("Ds^ov", baselines, strict=False):
+            ax.plot(
+                part[name].to_numpy(float),
+                places,
+                marker,
+                color="white",
+                markeredgecolor=BASELINE,
+                markeredgewidth=1.6,
+                zorder=4,
+                label=None if k else name,
+            )
+    ax.set_yticks(range(len(groups)), [str(group) for group in groups])
+    ax.invert_yaxis()
+    ax.set_xlabel(y)
+    ax.grid(axis="y", visible=False)
+    if hue or baselines:
+        below = 0.6 * ax.figure.dpi / ax.bbox.height  # inches under the axes, however tall they are
+        ax.legend(loc="upper center", bbox_to_anchor=(0.5, -below), ncols=2, frameon=False)
+    return ax
+
+
+def scatter_fit(
+    predicted: ArrayLike, actual: ArrayLike, *, title: str = "", ax: Axes | None = None
+) -> Axes:
+    """Actual against predicted with the diagonal of a perfect prediction; r and n in the title."""
+    x, y = np.asarray(predicted, float).ravel(), np.asarray(actual, float).ravel()
+    if x.shape != y.shape or len(x) < 2:
+        raise MergelibError(
+            f"{len(x)} predictions and {len(y)} actual values: give as many, and at least two"
+        )
+    ax = ax or plt.subplots(figsize=(4.8, 4.6))[1]
+    ends = [min(x.min(), y.min()), max(x.max(), y.max())]
+    ax.plot(ends, ends, "--", color=BASELINE, linewidth=1.2)
+    ax.scatter(x, y, s=28, alpha=0.6, color=PALETTE[0], edgecolor="white", linewidth=0.4)
+    varies = x.std() > 0 and y.std() > 0
+    told = f"r = {np.corrcoef(x, y)[0, 1]:.2f}, n = {len(x)}" if varies else f"n = {len(x)}"
+    ax.set(xlabel="predicted", ylabel="actual", title=f"{title}\n{told}" if title else told)
+    return ax
+
+
+def coefficients(
+    frame: pd.DataFrame,
+    name: str = "metric",
+    value: str = "coefficient",
+    low: str = "low",
+    high: str = "high",
+    *,
+    ax: Axes | None = None,
+) -> Axes:
+    """Coefficients as dots, largest size first, with an interval where the frame has one."""
+    frame = frame.iloc[np.argsort(-frame[value].abs().to_numpy(), kind="stable")]
+    places = np.arange(len(frame))
+    ax = ax or plt.subplots(figsize=(6.4, 1.0 + 0.32 * len(frame)))[1]
+    if low in frame and high in frame:
+        ax.hlines(places, frame[low], frame[high], color=PALETTE[0], linewidth=2, alpha=0.5)
+    ax.plot(frame[value], places, "o", color=PALETTE[0])
+    ax.axvline(0, color=BASELINE, linewidth=1)
+    ax.set_yticks(places, [str(item) for item in frame[name]])
+    ax.invert_yaxis()
+    ax.set_xlabel(value)
+    return ax
+
+
+def image_grid(
+    images: ArrayLike, titles: Sequence[str] | None = None, *, columns: int = 7
+) -> Figure:
+    """uint8 images (N, 3, H, W) without smoothing; titles break at each underscore."""
+    images = np.asarray(images)
+    if images.ndim != 4 or images.shape[1] != 3 or images.dtype != np.uint8:
+        raise MergelibError(
+            f"images of shape {images.shape}, {images.dtype}: give uint8 of shape (N, 3, H, W)"
+        )
+    rows = -(-len(images) // columns)
+    size = (columns, rows) if titles is None else (1.25 * columns, 1.6 * rows)
+    figure, axes = plt.subplots(rows, columns, figsize=size, squeeze=False)
+    for index, ax in enumerate(axes.flat):
+        ax.axis("off")
+        if index < len(images):
+            ax.imshow(images[index].transpose(1, 2, 0), interpolation="nearest")
+            if titles is not None:
+                ax.set_title(str(titles[index]).replace("_", "\n"), fontsize=9)
+    figure.tight_layout(pad=0.3)
+    return figure
+
+
+def mosaic(images: ArrayLike, columns: int = 3) -> np.ndarray:
+    """Images (N, 3, H, W) side by side, row after row, as one (3, rows·H, columns·W).
+
+    Raises MergelibError unless N fills the rows.
+    """
+    images = np.asarray(images)
+    n, channels, height, width = images.shape
+    if not n or n % columns:
+        raise MergelibError(f"{n} images do not fill rows of {columns}: give a multiple")
+    rows = n // columns
+    tiles = images.reshape(rows, columns, channels, height, width)
+    return tiles.transpose(2, 0, 3, 1, 4).reshape(channels, rows * height, columns * width)

@@ -1,0 +1,1 @@
+"""The book's builder: chapters run, pages rendered and checked."""

@@ -1,0 +1,1 @@
+"""Weights of models: formats, layouts, task vectors, digests of content."""

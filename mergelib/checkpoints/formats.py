@@ -1,0 +1,190 @@
+"""Checkpoints in the formats people have, read tensor by tensor under open_clip's names.
+
+Formats: safetensors files; `.pt`, `.pth` and `.bin` state dicts, bare or under "state_dict"
+(tensors only, memory-mapped); Hugging Face CLIP directories (config.json beside model.safetensors,
+pytorch_model.bin, or shards with their index).
+
+Names: those of open_clip's image tower (`conv1.weight`, `transformer.resblocks.0.ln_1.bias`, …).
+Of a whole CLIP only the image tower is read: what is under `visual.`, or `vision_model.` and
+`visual_projection` of the Hugging Face layout; text tensors beside it are left out. A checkpoint
+with neither is read as it stands. So models in different formats and layouts can be compared.
+"""
+
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from functools import lru_cache, partial
+from pathlib import Path
+from pickle import UnpicklingError
+from zipfile import is_zipfile
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from mergelib.checkpoints.layouts import (
+    TEXT,
+    derived,
+    hugging_face_vision,
+    image_tower,
+    is_hugging_face,
+    tower,
+)
+from mergelib.checkpoints.weights import Weights, of_mapping
+from mergelib.core.errors import MergelibError
+from mergelib.core.store import read_json
+
+PICKLED = (".pt", ".pth", ".bin")
+IN_DIRECTORY = ("model.safetensors", "pytorch_model.bin")
+TEXT_MATRICES = ("token_embedding.weight", "positional_embedding", "text_projection")
+
+
+@contextmanager
+def open_file(path: Path | str) -> Iterator[Weights]:
+    """Open a checkpoint of any known format; its image tower, tensor by tensor.
+
+    Raises MergelibError, naming the file, if it is missing, truncated, of another format or layout,
+    or holds pickled objects other than tensors.
+    """
+    with ExitStack() as stack:
+        yield image_tower(_raw(Path(path), stack))
+
+
+def whole_clip(path: Path | str) -> dict[str, Tensor]:
+    """All tensors of a Hugging Face CLIP (both towers) as an open_clip state dict.
+
+    Raises MergelibError as `opened` does, or if the text tower is absent.
+    """
+    with ExitStack() as stack:
+        weights = _raw(Path(path), stack)
+        if not is_hugging_face(weights):
+            raise MergelibError(f"{path} is no Hugging Face CLIP: it has no vision_model.* tensors")
+        vision = {f"visual.{n}": parts for n, parts in hugging_face_vision(weights).items()}
+        text = tower(weights, "text_model.", TEXT)
+        text |= {"text_projection": ("text_projection.weight",), "logit_scale": ("logit_scale",)}
+        both = derived(weights, vision | text)
+        return {name: both.read(name) for name in both.shapes}
+
+
+def text_matrices(path: Path | str) -> int:
+    """How many matrices of the text side, short of its transformer, lie beside the image tower.
+
+    The published checkpoints keep three such, which fine-tuning of the image tower leaves as they
+    were; the paper edition of the subspace metrics counts them.
+    """
+    with ExitStack() as stack:
+        names = set(_raw(Path(path), stack).shapes)
+    if any(name.startswith("visual.") for name in names):
+        return len(names.intersection(TEXT_MATRICES))
+    theirs = {f"text_model.{TEXT[name]}" for name in TEXT_MATRICES if name in TEXT}
+    return len(names & (theirs | {"text_projection.weight"}))
+
+
+# --- formats ----------------------------------------------------------------------------------
+
+
+def _raw(path: Path, stack: ExitStack) -> Weights:
+    """A checkpoint under its own names."""
+    if path.is_dir():
+        return _directory(path, stack)
+    if not path.is_file():
+        raise MergelibError(
+            f"{path} is missing: give the path of a safetensors, .pt, .pth or .bin file, or of a "
+            "Hugging Face CLIP directory"
+        )
+    return _pickled(path) if path.suffix in PICKLED else _safetensors(path, stack)
+
+
+def _safetensors(path: Path, stack: ExitStack) -> Weights:
+    try:
+        file = stack.enter_context(safe_open(path, framework="pt"))
+    except (SafetensorError, OSError, ValueError) as error:
+        raise MergelibError(
+            f"{path} is truncated or no safetensors file ({error}): write or copy it again"
+        ) from None
+    stat = path.stat()
+    shapes, floating = _header(path, stat.st_size, stat.st_mtime_ns, stat.st_ino)
+    return Weights(str(path), shapes, floating, file.get_tensor)
+
+
+@lru_cache(maxsize=256)  # sweeps open a file again and again, to let go of what was mapped
+def _header(path: Path, *stamp: int) -> tuple[dict[str, tuple[int, ...]], frozenset[str]]:
+    """Shapes by name, and the names of floating-point tensors."""
+    with safe_open(path, framework="pt") as file:
+        slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
+    shapes = {name: tuple(part.get_shape()) for name, part in slices.items()}
+    return shapes, frozenset(name for name, part in slices.items() if "F" in part.get_dtype())
+
+
+def _pickled(path: Path) -> Weights:
+    held = _load(path)
+    if isinstance(held, Mapping) and isinstance(held.get("state_dict"), Mapping):
+        held = held["state_dict"]
+    mend = "save the state dict alone, torch.save(model.state_dict(), path)"
+    if not isinstance(held, Mapping):
+        raise MergelibError(f"{path} holds a {type(held).__name__}, no state dict: {mend}")
+    for name, value in held.items():
+        if not isinstance(value, Tensor):
+            raise MergelibError(f"{path}: {name!r} is a {type(value).__name__}, no tensor: {mend}")
+    prefix = "module."  # of a model that was trained on several devices
+    if held and all(name.startswith(prefix) for name in held):
+        held = {name.removeprefix(prefix): value for name, value in held.items()}
+    return of_mapping(held, str(path))
+
+
+def _load(path: Path) -> object:
+    load = partial(torch.load, path, map_location="cpu", weights_only=True)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what is wrong is said once, below
+            try:
+                return load(mmap=True)
+            except RuntimeError as error:
+                if "mmap can only be used" not in str(error):
+                    raise
+                return load()  # the format before PyTorch 1.6 cannot be mapped
+    except (RuntimeError, EOFError, OSError, LookupError, ValueError, UnpicklingError) as error:
+        text = str(error)
+        refused = isinstance(error, UnpicklingError) and ("GLOBAL" in text or is_zipfile(path))
+        if refused or "TorchScript" in text:
+            raise MergelibError(
+                f"{path} holds pickled objects besides tensors, which could run code and are not "
+                "loaded: save the state dict alone, torch.save(model.state_dict(), path), or as "
+                "safetensors"
+            ) from None
+        reason = text.splitlines()[0].split(". ")[0] if text else type(error).__name__
+        raise MergelibError(
+            f"{path} is truncated or no PyTorch file ({reason}): write or copy it again"
+        ) from None
+
+
+def _directory(path: Path, stack: ExitStack) -> Weights:
+    if not (path / "config.json").is_file():
+        raise MergelibError(
+            f"{path} has no config.json: give a Hugging Face CLIP directory, or a checkpoint file"
+        )
+    kind = read_json(path / "config.json").get("model_type")
+    if kind not in ("clip", "clip_vision_model"):
+        raise MergelibError(
+            f"{path} holds a model of type {kind!r}: only CLIP (clip, clip_vision_model) is known"
+        )
+    for name in IN_DIRECTORY:
+        if (path / name).is_file():
+            return _raw(path / name, stack)
+        if (path / f"{name}.index.json").is_file():
+            return _shards(path, read_json(path / f"{name}.index.json"), stack)
+    raise MergelibError(f"{path} has neither {' nor '.join(IN_DIRECTORY)}: copy the weights there")
+
+
+def _shards(path: Path, index: Mapping, stack: ExitStack) -> Weights:
+    where: dict[str, str] = index["weight_map"]
+    files = {name: _raw(path / name, stack) for name in sorted(set(where.values()))}
+    for name, file in where.items():
+        if name not in files[file].shapes:
+            raise MergelibError(f"{path / file} lacks tensor {name!r}, which the index puts there")
+    return Weights(
+        str(path),
+        {name: files[file].shapes[name] for name, file in where.items()},
+        frozenset(name for name, file in where.items() if name in files[file].floating),
+        lambda name: files[where[name]].get(name),
+    )

@@ -1,0 +1,61 @@
+"""Named tensors that are read one by one, wherever they come from."""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from mergelib.core.errors import MergelibError
+
+Source = Path | str | Mapping[str, Tensor]  # a checkpoint (see checkpoints), or tensors
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Named tensors that are read one by one; `label` is what an error calls them."""
+
+    label: str
+    shapes: Mapping[str, tuple[int, ...]]
+    floating: frozenset[str]
+    get: Callable[[str], Tensor]
+
+    def read(self, name: str) -> Tensor:
+        """The tensor of that name. Raises MergelibError if an entry is NaN or infinite."""
+        tensor = self.get(name)
+        ends = torch.aminmax(tensor) if tensor.numel() else ()
+        if not math.isfinite(sum(end.item() for end in ends)):
+            raise MergelibError(
+                f"{self.label}: tensor {name!r} has NaN or infinite entries; train it again"
+            )
+        return tensor
+
+
+def of_mapping(state: Mapping[str, Tensor], label: str) -> Weights:
+    """A state dict in memory."""
+    shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
+    floating = frozenset(name for name in shapes if state[name].is_floating_point())
+    return Weights(label, shapes, floating, state.__getitem__)
+
+
+def check_same(origin: Weights, other: Weights) -> None:
+    """Raise MergelibError, naming the tensor, unless both hold the same names and shapes."""
+    for name in sorted(origin.shapes.keys() ^ other.shapes.keys()):
+        has, lacks = (origin, other) if name in origin.shapes else (other, origin)
+        raise MergelibError(
+            f"{lacks.label} lacks tensor {name!r}, which {has.label} has with shape "
+            f"{has.shapes[name]}: give models of one architecture"
+        )
+    for name, shape in origin.shapes.items():
+        if other.shapes[name] != shape:
+            raise MergelibError(
+                f"tensor {name!r} has shape {other.shapes[name]} in {other.label} but {shape} in "
+                f"{origin.label}: give models of one architecture"
+            )
+    for name in sorted(origin.floating ^ other.floating):
+        raise MergelibError(
+            f"tensor {name!r} holds integers in one of {origin.label} and {other.label} and "
+            "floating point numbers in the other: save both with one type"
+        )

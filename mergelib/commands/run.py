@@ -1,0 +1,25 @@
+"""`mergelib run`: the whole line of a parameter file, from tasks to tables."""
+
+import argparse
+from pathlib import Path
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments of `mergelib run`."""
+    add = parser.add_argument
+    add("--params", type=Path, required=True, help="YAML file, e.g. params/smoke.yaml")
+    add("--store", type=Path, default=Path("_build/store"), help="finished work")
+    add("--tables", type=Path, help="folder of the tables (_build/tables/NAME)")
+    add("--jobs", type=int, default=0, help="units at a time (0: one a core)")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Run a parameter file and say what was written."""
+    from mergelib.pipeline import params
+    from mergelib.pipeline.run import execute
+
+    settings = params.load(args.params)
+    tables = args.tables or Path("_build/tables") / settings.name
+    made = execute(settings, args.store, tables, args.jobs)
+    sizes = ", ".join(f"{name} {len(table)} rows" for name, table in made.items())
+    print(f"{tables}: {sizes}")

@@ -1,0 +1,1 @@
+"""What every part stands on: errors, registries, files on disk, threads, devices."""

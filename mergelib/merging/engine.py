@@ -1,0 +1,156 @@
+"""Checkpoints swept tensor by tensor: a few tensors of every model in memory, never a model."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from functools import cache, partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mergelib.checkpoints.reading import opened
+from mergelib.checkpoints.task_vectors import difference
+from mergelib.checkpoints.weights import Source, Weights, check_same, of_mapping
+from mergelib.core.errors import MergelibError
+from mergelib.core.threads import threaded
+from mergelib.merging.layer import Layer
+from mergelib.merging.registry import METHODS
+
+BATCH = 2**28  # bytes read between openings: pages of a mapped file count as memory until it closes
+HELD = 2**26  # bytes of task vectors of one tensor that are read once, however often they are used
+
+
+def sweep(
+    base: Source,
+    tuned: Sequence[Source],
+    work: Callable[[Tensor, Layer], Tensor],
+    factors: Sequence[Source] | None = None,
+) -> Iterator[tuple[str, Tensor]]:
+    """Yield (name, work(θ0, layer)) for each floating-point tensor of the base, in any order.
+
+    `factors` are files of `mergelib.merging.kept`, one a model. Tensors are worked on in parallel,
+    one core each. Raises MergelibError for other names or shapes, NaN, a file that cannot be read,
+    and factors that are not of these models.
+    """
+    if not tuned:
+        raise MergelibError("no fine-tuned model is given: give at least one checkpoint")
+    if factors is not None and len(factors) != len(tuned):
+        raise MergelibError(
+            f"{len(factors)} files of factors for {len(tuned)} models: give one a model, in order"
+        )
+    with opened(base, "the base") as origin:
+        if not origin.floating:
+            raise MergelibError(f"{origin.label} holds no floating point tensor: check the file")
+        shapes = {name: origin.shapes[name] for name in sorted(origin.floating)}
+    for names in _batches(shapes, len(tuned) + 1):
+        with ExitStack() as stack:
+            origin = stack.enter_context(opened(base, "the base"))
+            models = _opened(stack, tuned, "model")
+            for model in models:
+                check_same(origin, model)
+            kept = None if factors is None else _opened(stack, factors, "factors of model")
+            found = partial(_found, work, origin, models, kept)
+            yield from zip(names, threaded(found, names), strict=True)
+
+
+def _batches(shapes: dict[str, tuple[int, ...]], copies: int) -> Iterator[list[str]]:
+    """Names in runs of about BATCH bytes."""
+    names, size = [], 0
+    for name, shape in shapes.items():
+        names.append(name)
+        size += 4 * copies * torch.Size(shape).numel()
+        if size >= BATCH:
+            yield names
+            names, size = [], 0
+    if names:
+        yield names
+
+
+def _opened(stack: ExitStack, sources: Sequence[Source], label: str) -> list[Weights]:
+    return [stack.enter_context(opened(s, f"{label} {t}")) for t, s in enumerate(sources)]
+
+
+@torch.no_grad()  # which holds for one thread only
+def _found(
+    work: Callable[[Tensor, Layer], Tensor],
+    origin: Weights,
+    models: Sequence[Weights],
+    kept: Sequence[Weights] | None,
+    name: str,
+) -> Tensor:
+    start = origin.read(name)
+    read = [partial(_task_vector, model, name, start) for model in models]
+    if 8 * len(read) * start.numel() <= HELD:
+        read = [cache(one) for one in read]
+    triplets = None if kept is None else lambda t: _triplets(kept[t], name, start)
+    return work(start, Layer(name, start.shape, read, triplets))
+
+
+def _task_vector(model: Weights, name: str, start: Tensor) -> Tensor:
+    return difference(model.read(name), start, start.device)
+
+
+def _triplets(kept: Weights, name: str, start: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    keys = [f"{part}/{name}" for part in "usv"]
+    rank = kept.shapes.get(keys[1], (0,))[0]
+    wanted = [(len(start), rank), (rank,), (start.shape[1], rank)]
+    for key, size in zip(keys, wanted, strict=True):
+        if kept.shapes.get(key) != size:
+            raise MergelibError(
+                f"{kept.label}: {key!r} has shape {kept.shapes.get(key)}, not {size}, as the "
+                "models want: give factors of these models, in their order"
+            )
+    u, s, v = (kept.read(key).to(start.device) for key in keys)
+    return u, s, v
+
+
+def merge(
+    base: Source,
+    tuned: Sequence[Source],
+    method: str,
+    seed: int = 0,
+    factors: Sequence[Source] | None = None,
+    into: Mapping[str, Tensor] | None = None,
+    **params: Any,
+) -> dict[str, Tensor]:
+    """Merge fine-tuned models: θ0 + Δ(τ1 … τT), tensor by tensor.
+
+    `base` and each of `tuned` are state dicts, or checkpoints (`mergelib.checkpoints`; read tensor
+    by tensor), with the same names and shapes. Floating tensors come in float32, on the device of
+    the base; others (counters, masks) are copied from the base. `seed` matters for random methods
+    only (`METHODS[method].random`). `factors`, one file of `mergelib.merging.kept` a model, spares
+    tsv the decompositions; other methods do without. `into` are the tensors to write to (say, those
+    of a model that evaluates one merge after another); they are returned. Raises MergelibError for
+    an unknown method, a wrong parameter, no model, other names or shapes (of `into` too), NaN, and
+    a file that cannot be read.
+    """
+    row = METHODS[method]
+    params = row.check(params)
+    if isinstance(seed, bool) or not isinstance(seed, int):
+        raise MergelibError(f"{method}: seed must be a whole number, not {seed!r}")
+    if row.random:
+        params["seed"] = seed
+    if isinstance(tuned, (Mapping, str, Path)):
+        raise MergelibError(
+            "the fine-tuned models must come as a list, even one alone: give [model]"
+        )
+
+    if row.survey is not None:
+        parts = sweep(base, tuned, lambda start, layer: row.survey(layer, **params))
+        params = {**params, "surveyed": torch.stack([part for _, part in parts]).sum(0)}
+
+    if into is not None:
+        with opened(base, "the base") as origin:
+            check_same(origin, of_mapping(into, "the tensors to write to"))
+
+    def add(start: Tensor, layer: Layer) -> Tensor:
+        tensor = start + row.function(layer, **params)
+        return tensor.float() if into is None else into[layer.name].copy_(tensor)
+
+    merged = dict(sweep(base, tuned, add, factors))
+    with opened(base) as origin:
+        for name in origin.shapes.keys() - origin.floating:
+            tensor = origin.get(name)
+            merged[name] = tensor.clone() if into is None else into[name].copy_(tensor)
+        return {name: merged[name] for name in origin.shapes}

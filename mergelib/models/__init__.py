@@ -1,0 +1,1 @@
+"""The image encoder: backbones, zero-shot heads, fine-tuning, accuracy."""

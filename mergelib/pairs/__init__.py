@@ -1,0 +1,1 @@
+"""Tables of pairs of tasks, and the statistics that respect the tasks they share."""

@@ -1,0 +1,157 @@
+"""Run parameters: a YAML file read into typed records, every mistake named."""
+
+from collections.abc import Mapping
+from dataclasses import MISSING, dataclass, field, fields, is_dataclass, replace
+from pathlib import Path
+from typing import Any, get_args, get_origin, get_type_hints
+
+import yaml
+
+from mergelib.core.devices import DEVICES
+from mergelib.core.errors import MergelibError
+from mergelib.core.registry import unknown
+from mergelib.merging.registry import METHODS
+from mergelib.metrics.registry import MODES, find
+from mergelib.models.backbones import GLYPH_VIT
+from mergelib.models.finetune import Recipe
+from mergelib.models.regularizers import REGULARIZERS
+from mergelib.tasks import TASKS
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Images per task and split."""
+
+    train: int = 800
+    calibration: int = 100
+    test: int = 300
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run of the pipeline: what is fine-tuned, measured, merged and evaluated."""
+
+    name: str
+    tasks: list[str]
+    methods: dict[str, Any]
+    backbone: str = GLYPH_VIT
+    weights: str = ""
+    metrics: list[str] = field(default_factory=list)  # empty: all
+    mode: str = "corrected"
+    sizes: Sizes = field(default_factory=Sizes)
+    pool_per_task: int = 10
+    finetune: Recipe = field(default_factory=Recipe)
+    seed: int = 0
+    device: str = "auto"
+    bfloat16: bool = False
+    compile: bool = False  # the encoder that evaluates, by torch.compile
+    strengths: list[float] = field(default_factory=list)  # a study: regularizer strengths
+    seeds: list[int] = field(default_factory=list)  # and fine-tuning seeds, all combinations
+
+    def variants(self) -> list["Run"]:
+        """The runs of a study, one per strength and fine-tuning seed; of no study, the run."""
+        recipes = [
+            replace(self.finetune, strength=strength, seed=seed)
+            for strength in self.strengths or [self.finetune.strength]
+            for seed in self.seeds or [self.finetune.seed]
+        ]
+        return [replace(self, finetune=recipe, strengths=[], seeds=[]) for recipe in recipes]
+
+    @property
+    def is_study(self) -> bool:
+        """Whether the tables carry a strength and a fine-tuning seed."""
+        return bool(self.strengths or self.seeds)
+
+
+def load(path: Path) -> Run:
+    """Read and check a parameter file.
+
+    Raises MergelibError naming the file and the first key that is unknown, missing, of the wrong
+    type, or out of range, and names of tasks, methods and metrics that are not registered.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise MergelibError(f"parameter file {path} is missing: give the path of a YAML file")
+    try:
+        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise MergelibError(f"{path} is not YAML ({error}): mend it") from None
+    run = typed(Run, raw, str(path))
+    _check(run, str(path))
+    return run
+
+
+def typed(kind: type, raw: Any, where: str) -> Any:
+    """A dataclass from a mapping, every value of its annotated type (an int may be a float)."""
+    if not isinstance(raw, Mapping):
+        raise MergelibError(f"{where}: wants keys and values, got {type(raw).__name__}")
+    hints = get_type_hints(kind)
+    for key in raw:
+        if key not in hints:
+            raise MergelibError(f"{where}: {unknown('parameter', key, hints)}")
+    values = {}
+    for each in fields(kind):
+        if each.name in raw:
+            values[each.name] = _value(hints[each.name], raw[each.name], f"{where}: {each.name}")
+        elif each.default is MISSING and each.default_factory is MISSING:
+            raise MergelibError(f"{where}: parameter {each.name!r} is missing: add it")
+    return kind(**values)
+
+
+def _value(kind: Any, value: Any, where: str) -> Any:
+    if is_dataclass(kind):
+        return typed(kind, value, where)
+    wanted = get_origin(kind) or kind
+    if wanted is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if not isinstance(value, wanted) or (wanted is int and isinstance(value, bool)):
+        hint = " (YAML wants 3.0e-4, not 3e-4)" if wanted is float else ""
+        raise MergelibError(
+            f"{where} must be {wanted.__name__}, not {value!r} ({type(value).__name__}){hint}"
+        )
+    inside = get_args(kind)
+    if wanted is list and inside:
+        return [_value(inside[0], item, f"{where}[{i}]") for i, item in enumerate(value)]
+    return value
+
+
+def _check(run: Run, where: str) -> None:
+    try:
+        for name in run.tasks:
+            TASKS[name]
+        for name, params in run.methods.items():
+            if not isinstance(params or {}, Mapping):
+                raise MergelibError(
+                    f"methods: {name} wants a mapping of parameters, not {params!r}"
+                )
+            METHODS[name].check(params or {})
+        for name in run.metrics:
+            find(name)
+        if run.finetune.regularizer:
+            REGULARIZERS[run.finetune.regularizer]
+    except MergelibError as error:
+        raise MergelibError(f"{where}: {error}") from None
+    rules = {
+        "strengths want finetune.regularizer and must be 0 or more": (
+            all(s >= 0 for s in run.strengths)
+            and (bool(run.finetune.regularizer) or not any(run.strengths))
+        ),
+        f"backbone {run.backbone} wants weights: a file, or a tag of open_clip such as openai": (
+            bool(run.weights) or run.backbone == GLYPH_VIT
+        ),
+        "tasks needs at least two names": len(run.tasks) >= 2,
+        "tasks names a task twice": len(set(run.tasks)) == len(run.tasks),
+        "methods needs at least one name": bool(run.methods),
+        f"mode must be one of {MODES}": run.mode in MODES,
+        f"device must be one of {DEVICES}": run.device in DEVICES,
+        "sizes must be at least 1": min(run.sizes.train, run.sizes.calibration, run.sizes.test) > 0,
+        "pool_per_task must be between 1 and sizes.calibration": 1
+        <= run.pool_per_task
+        <= run.sizes.calibration,
+        "finetune: steps must be 0 or more, batch at least 1, learning_rate above 0": (
+            run.finetune.steps >= 0 and run.finetune.batch >= 1 and run.finetune.learning_rate > 0
+        ),
+    }
+    for complaint, holds in rules.items():
+        if not holds:
+            raise MergelibError(f"{where}: {complaint}")

@@ -1,0 +1,126 @@
+"""The tables of a run, gathered from its artifacts."""
+
+import itertools
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from mergelib.checkpoints.formats import TEXT_MATRICES
+from mergelib.core.store import digest, read_json
+from mergelib.merging.registry import METHODS
+from mergelib.metrics.inputs import ingredients
+from mergelib.metrics.registry import EXTRA, METRICS, find
+from mergelib.metrics.table import pairwise
+from mergelib.models.backbones import GLYPH_VIT
+from mergelib.pipeline.keys import device, key, method_params, path, weights_digest
+from mergelib.pipeline.loaded import one_thread
+from mergelib.pipeline.params import Run
+from mergelib.pipeline.units import _by_pairs, _scores
+from mergelib.tasks import TASKS
+
+
+def stacked(table: Callable, store: Path, variants: Sequence[Run], study: bool) -> pd.DataFrame:
+    """One table of all variants; in a study `seed` is the fine-tuning seed."""
+    parts = [table(store, variant) for variant in variants]
+    if study:
+        for part, variant in zip(parts, variants, strict=True):
+            part["strength"], part["seed"] = variant.finetune.strength, variant.finetune.seed
+    return pd.concat(parts, ignore_index=True)
+
+
+def metrics_table(store: Path, run: Run) -> pd.DataFrame:
+    """One row per pair, one column per metric."""
+    names = run.metrics or list(METRICS)
+    by_pairs = {n for n in names if _by_pairs(run) and find(n).category == "gradient"}
+    with one_thread():
+        held = ingredients(
+            path(store, run, "base"),
+            [path(store, run, "tuned", task) for task in run.tasks],
+            [path(store, run, "summary", task) for task in run.tasks],
+            len(TEXT_MATRICES) if run.mode == "paper" else 0,
+        )
+        table = pairwise(held, run.tasks, [n for n in names if n not in by_pairs], run.mode)
+    pairs = zip(table["task_a"], table["task_b"], strict=True)
+    files = [path(store, run, "gradients", *pair) for pair in pairs if by_pairs]
+    if files:
+        published = pd.DataFrame([read_json(file) for file in files])
+        table = pd.concat([table, published], axis=1)
+    order = [row.name for row in (*METRICS.rows(), *EXTRA.rows()) if row.name in names]
+    return table[["task_a", "task_b", *order]]
+
+
+def merges_table(store: Path, run: Run) -> pd.DataFrame:
+    """One row per pair and method: accuracies of the merge and of the single models."""
+    single = {task: _scores(store, run, task)["test"]["fine_tuned"] for task in run.tasks}
+    rows = []
+    for first, second in itertools.combinations(run.tasks, 2):
+        for method in run.methods:
+            found = read_json(path(store, run, "merged", first, second, method))
+            rows.append(
+                {
+                    "task_a": first,
+                    "task_b": second,
+                    "method": method,
+                    "acc_a": found["acc_a"],
+                    "acc_b": found["acc_b"],
+                    "single_a": single[first],
+                    "single_b": single[second],
+                    "seed": run.seed,
+                }
+            )
+    return pd.DataFrame(rows)
+
+
+def tasks_table(store: Path, run: Run) -> pd.DataFrame:
+    """One row per task: sizes, classes, accuracies on the test split and on calibration."""
+    rows = []
+    for task in run.tasks:
+        row, scores = TASKS[task], _scores(store, run, task)
+        rows.append(
+            {
+                "task": task,
+                "family": row.family,
+                "source": row.source,
+                "n_classes": len(row.class_names),
+                "n_train": scores["n_train"],
+                "n_calibration": scores["calibration"]["n"],
+                "n_test": scores["test"]["n"],
+                "zero_shot": scores["test"]["zero_shot"],
+                "fine_tuned": scores["test"]["fine_tuned"],
+                "zero_shot_calibration": scores["calibration"]["zero_shot"],
+                "fine_tuned_calibration": scores["calibration"]["fine_tuned"],
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def meta(run: Run, made: dict[str, pd.DataFrame]) -> dict[str, Any]:
+    """What the tables are of: source, backbone, optimizer, calibration, mode, digests."""
+    recipe = asdict(run.finetune)
+    return {
+        "source": "glyph benchmark" if run.backbone == GLYPH_VIT else run.backbone,
+        "name": run.name,
+        "backbone": run.backbone,
+        "optimizer": {"name": "AdamW", **recipe},
+        "calibration": {
+            "split": "test" if run.mode == "paper" else "calibration",
+            "images_per_task": run.pool_per_task,
+        },
+        "mode": run.mode,
+        "methods": {name: METHODS[name].check(method_params(run, name)) for name in run.methods},
+        "seed": run.seed,
+        "sizes": asdict(run.sizes),
+        "device": device(run),
+        "bfloat16": run.bfloat16,
+        "compile": run.compile,
+        "strengths": run.strengths,
+        "finetuning_seeds": run.seeds or [run.finetune.seed],
+        "digests": {
+            "weights": weights_digest(run.backbone, run.weights),
+            "tuned": digest([key(v, "tuned", t) for v in run.variants() for t in run.tasks]),
+            **{name: digest(table.to_csv(index=False)) for name, table in made.items()},
+        },
+    }

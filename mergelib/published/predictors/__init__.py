@@ -1,0 +1,1 @@
+"""The published predictors, registered beside the library's own."""
