@@ -5,25 +5,26 @@ from pathlib import Path
 from mergelib.core.errors import MergelibError
 from mergelib.core.registry import unknown
 from mergelib.core.store import read_json, read_table
-from mergelib.pairs.tables import BENCHMARK, Tables
-from mergelib.published.released import SETTINGS, read_setting
+from mergelib.pairs.tables import BENCHMARK, FINAL_METHODS, Tables
+
+PUBLISHED = Path(__file__).parents[1] / "tables" / "published"
+SETTINGS = ("ViT-B-16_AdamW", "ViT-B-32_AdamW", "ViT-B-16_SGD")
 
 
-def read_source(source: str, tables: str | Path, released: str | Path) -> Tables:
+def read_source(source: str, tables: str | Path, published: str | Path = PUBLISHED) -> Tables:
     """The tables of a source, with the methods that enter its fits.
 
     `source` is "benchmark", which reads the folder `tables` (metrics.csv, merges.csv, tasks.csv,
-    meta.json), or a setting of the released work, read from the checkout `released`. There the
-    five methods of the published final version enter the fits; else all that the table holds.
+    meta.json), or a setting of the released work, a folder of that name below `published` (the
+    repository's own copy, made by `mergelib published`). There the five methods of the published
+    final version enter the fits; else all that the table holds.
     Raises MergelibError for an unknown source and as the readers of files do.
     """
-    if source == BENCHMARK:
-        folder = Path(tables)
-        metrics, merges, tasks = (
-            read_table(folder / f"{name}.csv") for name in ("metrics", "merges", "tasks")
-        )
-        methods = tuple(dict.fromkeys(merges["method"]))
-        return Tables(metrics, merges, tasks, read_json(folder / "meta.json"), methods)
-    if source not in SETTINGS:
+    if source != BENCHMARK and source not in SETTINGS:
         raise MergelibError(unknown("source", source, (BENCHMARK, *SETTINGS)))
-    return read_setting(released, source)
+    folder = Path(tables) if source == BENCHMARK else Path(published) / source
+    metrics, merges, tasks = (
+        read_table(folder / f"{name}.csv") for name in ("metrics", "merges", "tasks")
+    )
+    methods = tuple(dict.fromkeys(merges["method"])) if source == BENCHMARK else FINAL_METHODS
+    return Tables(metrics, merges, tasks, read_json(folder / "meta.json"), methods)
