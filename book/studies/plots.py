@@ -16,9 +16,42 @@ from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
 
 from mergelib.core.errors import MergelibError
+from studies.display import label
 
 PALETTE = sns.color_palette("colorblind")
 BASELINE = "0.35"
+
+# Over the whole book one colour a method, predictor, category or source; one marker a baseline.
+METHOD_COLORS = dict(
+    zip(
+        ("weight_avg", "arithmetic", "ties", "dare", "tsv", "isotropic", "iso_cts", "tall_masks",
+         "emr", "base_protecting"),
+        sns.color_palette("colorblind", 10),
+        strict=True,
+    )
+)  # fmt: skip
+PREDICTOR_COLORS = {
+    "ridge": PALETTE[0], "lasso": PALETTE[2], "ols": PALETTE[4], "paper-l1": PALETTE[1],
+}  # fmt: skip
+CATEGORY_COLORS = {
+    "task_vector": PALETTE[0], "effective_rank": PALETTE[1], "subspace": PALETTE[2],
+    "activation": PALETTE[3], "gradient": PALETTE[4],
+}  # fmt: skip
+SOURCE_COLORS = {
+    "benchmark": PALETTE[0], "ViT-B-16_AdamW": PALETTE[1], "ViT-B-32_AdamW": PALETTE[2],
+    "ViT-B-16_SGD": PALETTE[7],
+}  # fmt: skip
+COLORS = METHOD_COLORS | PREDICTOR_COLORS | CATEGORY_COLORS | SOURCE_COLORS
+BASELINE_MARKERS = {
+    "constant": "x", "additive_task_effects": "D", "base_knowledge": "s", "best_single_metric": "v",
+    "single_task_accuracy": "o", "null_95": "^", "null_mean": "2", "zero_shot": "P",
+    "fine_tuned": "*",
+}  # fmt: skip
+
+
+def color(name: object, otherwise: int = 0):
+    """The book's colour of a method, predictor, category or source; of others, one by number."""
+    return COLORS.get(str(name), PALETTE[otherwise % len(PALETTE)])
 
 
 def style() -> None:
@@ -116,8 +149,8 @@ def bars(
 ) -> Axes:
     """Horizontal bars, one per `x`, with whiskers from `low` to `high`.
 
-    `baselines` names columns drawn as markers on each bar: what must be beaten. With `hue`, each
-    group has one bar per value of that column.
+    `baselines` names columns of BASELINE_MARKERS, drawn on each bar: what must be beaten. With
+    `hue`, each group has one bar per value of that column.
     """
     groups = list(dict.fromkeys(frame[x]))
     kinds = list(dict.fromkeys(frame[hue])) if hue else [None]
@@ -127,24 +160,24 @@ def bars(
         part = frame if kind is None else frame[frame[hue] == kind]
         places = np.array([groups.index(g) for g in part[x]]) + (k - (len(kinds) - 1) / 2) * height
         values = part[y].to_numpy(float)
-        label = None if kind is None else str(kind)
-        ax.barh(places, values, height=0.9 * height, color=PALETTE[k % len(PALETTE)], label=label)
+        told = None if kind is None else label(kind)
+        ax.barh(places, values, height=0.9 * height, color=color(kind, k), label=told)
         if low and high:
             ax.hlines(places, part[low], part[high], color="black", linewidth=1.4, zorder=3)
-        for marker, name in zip("Ds^ov", baselines, strict=False):
+        for name in baselines:
             ax.plot(
                 part[name].to_numpy(float),
                 places,
-                marker,
+                BASELINE_MARKERS[name],
                 color="white",
                 markeredgecolor=BASELINE,
                 markeredgewidth=1.6,
                 zorder=4,
-                label=None if k else name,
+                label=None if k else label(name),
             )
-    ax.set_yticks(range(len(groups)), [str(group) for group in groups])
+    ax.set_yticks(range(len(groups)), [label(group) for group in groups])
     ax.invert_yaxis()
-    ax.set_xlabel(y)
+    ax.set_xlabel(label(y))
     ax.grid(axis="y", visible=False)
     if hue or baselines:
         below = 0.6 * ax.figure.dpi / ax.bbox.height  # inches under the axes, however tall they are
