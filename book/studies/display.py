@@ -6,6 +6,7 @@ numbers tables and figures; a number in a sentence comes out of the cell that co
 
 import html
 import io
+import itertools
 import re
 from binascii import b2a_base64
 from collections.abc import Callable, Mapping, Sequence
@@ -22,6 +23,21 @@ from mergelib.core.errors import MergelibError
 COLUMNS = 6  # at most, the rows' names among them: what fits a phone after one push of the thumb
 ROWS = 12  # a longer table opens on demand
 WORDS, NUMBERS = 110, 6  # of an answer in short
+IN_WORDS = [
+    "no",
+    "one",
+    "two",
+    "three",
+    "four",
+    "five",
+    "six",
+    "seven",
+    "eight",
+    "nine",
+    "ten",
+    "eleven",
+    "twelve",
+]
 MINUS, ABSENT = "−", "–"
 NUMBER = re.compile(r"(?<![\w/.\-])[−-]?\d+(?:[.,]\d+)*(?![\w/])")
 
@@ -161,7 +177,7 @@ def count(n: int, of: int | None = None) -> str:
     said = words[n] if 0 < n < len(words) else str(n)
     if of is None:
         return said if n else "none"
-    total = words[of] if 0 < of < len(words) else str(of)
+    total = IN_WORDS[of] if 0 < of < len(IN_WORDS) else str(of)
     if n == 0:
         return f"none of {total}"
     return f"all {total}" if n == of else f"{said} of {total}"
@@ -237,7 +253,8 @@ class Shown:
         table = f'<table class="ml">{self._head()}{self._body()}</table>'
         inside = f'<div class="ml-scroll" tabindex="0">{table}</div>'
         if len(self.rows) > ROWS:
-            inside = f'<details class="ml-long"><summary>{len(self.rows)} rows</summary>{inside}</details>'
+            summary = f"<summary>{len(self.rows)} rows</summary>"
+            inside = f'<details class="ml-long">{summary}{inside}</details>'
         caption = f"<figcaption>{_inline(self.caption)}</figcaption>"
         return f'<figure class="ml-table">{caption}{inside}</figure>'
 
@@ -249,22 +266,14 @@ class Shown:
     def _head(self) -> str:
         groups = [h[0] if isinstance(h, tuple) else "" for h in self.heads]
         lower = [h[1] if isinstance(h, tuple) else h for h in self.heads]
-        top = ""
-        if any(groups):
-            cells, k = [], 0
-            while k < len(groups):
-                n = 1
-                while k + n < len(groups) and groups[k + n] == groups[k]:
-                    n += 1
-                cells.append(
-                    f'<th class="ml-group" colspan="{n}" scope="colgroup">{_inline(groups[k])}</th>'
-                )
-                k += n
-            top = f"<tr>{''.join(cells)}</tr>"
+        top = "".join(
+            f'<th class="ml-group" colspan="{len(list(run))}" scope="colgroup">{_inline(name)}</th>'
+            for name, run in itertools.groupby(groups)
+        )
         names = "".join(
             f'<th scope="col"{self._side(k)}>{_inline(name)}</th>' for k, name in enumerate(lower)
         )
-        return f"<thead>{top}<tr>{names}</tr></thead>"
+        return f"<thead>{f'<tr>{top}</tr>' if any(groups) else ''}<tr>{names}</tr></thead>"
 
     def _body(self) -> str:
         lines = []
