@@ -9,7 +9,16 @@ import pytest
 import yaml
 
 TOP = {
-    *("book", "_config.yml", "_toc.yml", "mergelib", "params", "tests", "benchmarks"),
+    *(
+        "book",
+        "_config.yml",
+        "_toc.yml",
+        "conftest.py",
+        "mergelib",
+        "params",
+        "tests",
+        "benchmarks",
+    ),
     *("environment.yml", "README.md", "pyproject.toml", "Makefile", ".ci", "LICENSE", ".gitignore"),
 }
 LARGEST = 10 * 2**20

@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 import scipy.linalg
 import torch
+from bounds import bound, condition
 
 from mergelib.cli import main
 from mergelib.core.errors import MergelibError
 from mergelib.core.store import load_tensors, save_tensors
-from mergelib.linalg.polar import polar, split_pair
+from mergelib.linalg.polar import WEAK, polar, split_pair
 from mergelib.merging import engine
 from mergelib.merging.cache import kept_factors
 from mergelib.merging.engine import merge
@@ -392,9 +393,11 @@ def test_polar_factor_of_wide_spectra(decades):
     u, v = orthonormal(60, 40, rng), orthonormal(40, 40, rng)
     matrix = torch.tensor(u * np.logspace(0, -decades, 40) @ v.T)
     # Rounding of the matrix alone turns the last directions by eps times the condition number.
-    bound = 1e-13 + 1e-15 * 10**decades
-    assert np.linalg.norm(polar(matrix).numpy() - u @ v.T) < 40 * bound
-    assert np.linalg.norm(polar(matrix.T).numpy() - (u @ v.T).T) < 40 * bound
+    condition_of = 10.0**decades
+    gram = bound(torch.float64, 1, min(condition_of, 1 / WEAK[torch.float64]) ** 2)
+    allowed = bound(torch.float64, 60, condition_of) + gram
+    assert np.linalg.norm(polar(matrix).numpy() - u @ v.T) < allowed
+    assert np.linalg.norm(polar(matrix.T).numpy() - (u @ v.T).T) < allowed
 
 
 @pytest.mark.parametrize("rank", [0, 1, 7])
@@ -419,11 +422,15 @@ def test_polar_factor_of_two_blocks_that_share_directions(rows, first, second, a
     found = split_pair(*blocks, dtype)
     error = np.linalg.norm(found.full().double().numpy() - numpy_polar(stack))
     times = found.times(torch.eye(stack.shape[1], dtype=dtype))
-    torch.testing.assert_close(times, found.full(), rtol=1e-5, atol=1e-5)
+    rounding = bound(torch.float32, stack.shape[1])
+    torch.testing.assert_close(times, found.full(), rtol=0, atol=rounding)
+    amplified = condition(stack)
     if dtype == torch.float64:
-        assert error < 1e-12 / apart
-    elif apart >= 1e-4:  # below, float32 does not hold the directions
-        assert error < 1e-5 + 1e-8 / apart
+        # Strong directions come from the Gram matrix, which squares their condition.
+        gram = bound(dtype, 1, min(amplified, 1 / WEAK[dtype]) ** 2)
+        assert error < bound(dtype, rows, amplified) + gram
+    elif amplified < 3e5:  # beyond, float32 does not hold the directions
+        assert error < bound(dtype, rows)
 
 
 def test_polar_factor_of_two_equal_or_empty_blocks():

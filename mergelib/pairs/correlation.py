@@ -28,6 +28,14 @@ def pearson(a: np.ndarray, b: np.ndarray, inside: np.ndarray, axis: int) -> np.n
     return np.where(n >= 3, np.clip(r, -1.0, 1.0), np.nan)
 
 
+def constant(x: np.ndarray) -> np.ndarray:
+    """Whether x varies by rounding alone (1e-12 of its size) along the last axis.
+
+    The ranks of such values would be those of rounding errors.
+    """
+    return np.ptp(x, axis=-1) <= 1e-12 * np.abs(x).max(axis=-1)
+
+
 def pooled(prediction: np.ndarray, test: np.ndarray) -> np.ndarray:
     """Each pair's held-out predictions averaged, (n, m) from (F, n, m); NaN if never held out."""
     count = test.sum(axis=0)[:, None]
@@ -88,6 +96,7 @@ def spearman_folds(prediction: np.ndarray, y: np.ndarray, test: np.ndarray) -> n
             a = rankdata(prediction[k, rows], axis=0)
             b = rankdata(y[rows], axis=0)
             rho[k] = pearson(a, b, np.ones_like(a, dtype=bool), axis=0)
+            rho[k, constant(prediction[k, rows].T) | constant(y[rows].T)] = np.nan
     return rho
 
 

@@ -3,14 +3,15 @@
 import numpy as np
 from scipy.stats import rankdata
 
-from mergelib.pairs.correlation import pearson
+from mergelib.pairs.correlation import constant, pearson
 from mergelib.pairs.inference import relabellings, task_weights
 
 
 def rho(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """Spearman's rho along the last axis; NaN for fewer than 3 entries or a constant."""
+    undefined = constant(a) | constant(b)
     a, b = rankdata(a, axis=-1), rankdata(b, axis=-1)
-    return pearson(a, b, np.ones(1, dtype=bool), axis=-1)
+    return np.where(undefined, np.nan, pearson(a, b, np.ones(1, dtype=bool), axis=-1))
 
 
 def weighted_ranks(x: np.ndarray, weights: np.ndarray) -> np.ndarray:
