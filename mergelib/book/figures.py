@@ -11,7 +11,7 @@ def told(metadata: dict) -> dict[str, str]:
 
 
 def with_captions(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
-    """The notebook with each figure's alt text and caption where MyST-NB looks for them: its cell."""
+    """The notebook with alt texts and captions where MyST-NB looks for them: in the cells."""
     for cell in notebook.cells:
         for output in cell.get("outputs", ()):
             said = told(output.get("metadata", {}))

@@ -8,6 +8,7 @@ from typing import Any
 
 import nbformat
 
+from mergelib.book.figures import told
 from mergelib.core.errors import MergelibError
 from mergelib.core.store import write_atomic
 
@@ -82,7 +83,8 @@ def _clean_outputs(cell: nbformat.NotebookNode, root: Path, name: str) -> list:
             for kind, value in output.data.items():
                 if isinstance(value, str) and not kind.startswith(("image/png", "image/jpeg")):
                     output.data[kind] = without_paths(value, root)
-            output.metadata = nbformat.from_dict({})
+            said = told(output.get("metadata", {}))
+            output.metadata = nbformat.from_dict({"image/png": said} if said else {})
         if output.output_type == "execute_result":
             output.execution_count = cell.execution_count
         outputs.append(output)
