@@ -23,21 +23,11 @@ from mergelib.core.errors import MergelibError
 COLUMNS = 6  # at most, the rows' names among them: what fits a phone after one push of the thumb
 ROWS = 12  # a longer table opens on demand
 WORDS, NUMBERS = 110, 6  # of an answer in short
-IN_WORDS = [
-    "no",
-    "one",
-    "two",
-    "three",
-    "four",
-    "five",
-    "six",
-    "seven",
-    "eight",
-    "nine",
-    "ten",
-    "eleven",
-    "twelve",
-]
+IN_WORDS = (
+    "no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven",
+    "twelve", "thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen",
+    "twenty",
+)  # fmt: skip
 MINUS, ABSENT = "−", "–"
 NUMBER = re.compile(r"(?<![\w/.\-])[−-]?\d+(?:[.,]\d+)*(?![\w/])")
 
@@ -159,22 +149,7 @@ def listed(items: Sequence[Any], none: str = "none") -> str:
 
 def count(n: int, of: int | None = None) -> str:
     """How many, in words: "none", "all six", "two of six"."""
-    words = [
-        "no",
-        "one",
-        "two",
-        "three",
-        "four",
-        "five",
-        "six",
-        "seven",
-        "eight",
-        "nine",
-        "ten",
-        "eleven",
-        "twelve",
-    ]
-    said = words[n] if 0 < n < len(words) else str(n)
+    said = IN_WORDS[n] if 0 < n < len(IN_WORDS) else str(n)
     if of is None:
         return said if n else "none"
     total = IN_WORDS[of] if 0 < of < len(IN_WORDS) else str(of)

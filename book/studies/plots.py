@@ -45,7 +45,7 @@ COLORS = METHOD_COLORS | PREDICTOR_COLORS | CATEGORY_COLORS | SOURCE_COLORS
 BASELINE_MARKERS = {
     "constant": "x", "additive_task_effects": "D", "base_knowledge": "s", "best_single_metric": "v",
     "single_task_accuracy": "o", "null_95": "^", "null_mean": "2", "zero_shot": "P",
-    "fine_tuned": "*",
+    "fine_tuned": "*", "chance": "|",
 }  # fmt: skip
 
 
