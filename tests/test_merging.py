@@ -14,8 +14,8 @@ from mergelib.linalg.polar import polar, split_pair
 from mergelib.merging import engine
 from mergelib.merging.cache import kept_factors
 from mergelib.merging.engine import merge
+from mergelib.merging.knowledge import weights_of_knowledge
 from mergelib.merging.layer import Layer
-from mergelib.merging.methods.base_protecting import weights_of_knowledge
 from mergelib.merging.methods.dare import keep_mask
 from mergelib.merging.registry import EDITIONS, METHODS, preset
 

@@ -7,8 +7,8 @@ from functools import cache
 
 import numpy as np
 
-from mergelib.tasks import SPLITS, TASKS, Source
 from mergelib.tasks.glyphs import TYPEFACES, Glyph, characters, icons, words
+from mergelib.tasks.registry import SPLITS, TASKS, Source
 from mergelib.tasks.render import COLOR_NAMES, Style, draw
 
 # Every task has a look of its own, as data sets have, on top of what it asks.

@@ -10,7 +10,7 @@ from PIL import Image, ImageFilter
 from sklearn.datasets import load_digits
 
 from mergelib.core.errors import MergelibError
-from mergelib.tasks import SPLITS, TASKS, Source
+from mergelib.tasks.registry import SPLITS, TASKS, Source
 from mergelib.tasks.render import DEGRADATIONS, SIZE
 
 _NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
