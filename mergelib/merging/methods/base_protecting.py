@@ -18,9 +18,9 @@ from mergelib.merging.registry import NUMBER, WEIGHTS_OR_NONE, method
 def base_protecting(layer: Layer, weights: Sequence[float] | None, alpha: float) -> Tensor:
     """Δ = α Σ wt τt / Σ wt: models of tasks that the base knows least get the largest weights.
 
-    `weights` are T numbers, as `mergelib.merging.knowledge` gives them from accuracies; without them all
-    are equal, which is weight averaging. That the weight falls linearly with the base's share of
-    the fine-tuned accuracy is our reading of the proposal, which leaves the form open.
+    `weights` are T numbers, as `mergelib.merging.knowledge` gives them from accuracies; without
+    them all are equal, which is weight averaging. That the weight falls linearly with the base's
+    share of the fine-tuned accuracy is our reading of the proposal, which leaves the form open.
     """
     if weights is None:
         return alpha * layer.mean()
