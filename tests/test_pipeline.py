@@ -19,7 +19,7 @@ from mergelib.cli import main
 from mergelib.core.store import load_tensors, read_json, save_tensors
 from mergelib.metrics.encoder import mean_activation
 from mergelib.metrics.published_gradients import published_gradients
-from mergelib.metrics.registry import METRICS
+from mergelib.metrics.registry import published_metrics
 from mergelib.models.accuracy import accuracy
 from mergelib.models.backbones import GLYPH_VIT, load
 from mergelib.pipeline import loaded, params, task_data
@@ -29,6 +29,7 @@ from mergelib.pipeline.tables import metrics_table
 from mergelib.pipeline.units import data, factors, merged, summary, tuned
 from mergelib.tasks import TASKS
 
+PUBLISHED = published_metrics()
 FILES = ("metrics.csv", "merges.csv", "tasks.csv", "meta.json")
 
 
@@ -56,9 +57,9 @@ def test_the_tables_are_whole(smoke, done):
     run = params.load(smoke)
     pairs = list(itertools.combinations(run.tasks, 2))
     metrics = pd.read_csv(done / "tables" / "metrics.csv")
-    assert list(metrics.columns) == ["task_a", "task_b", *METRICS] and len(METRICS) == 28
+    assert list(metrics.columns) == ["task_a", "task_b", *PUBLISHED] and len(PUBLISHED) == 28
     assert list(zip(metrics.task_a, metrics.task_b, strict=True)) == pairs
-    assert np.isfinite(metrics[list(METRICS)].to_numpy()).all()
+    assert np.isfinite(metrics[PUBLISHED].to_numpy()).all()
     merges = pd.read_csv(done / "tables" / "merges.csv")
     assert len(merges) == len(pairs) * len(run.methods)
     accuracies = merges[["acc_a", "acc_b", "single_a", "single_b"]].to_numpy()
@@ -174,7 +175,7 @@ def test_a_paper_run_repeats_the_published_choices(smoke, done, tmp_path):
         shutil.copytree(done / "store" / part, store / part)
     made = execute(run, store, tmp_path / "tables", jobs=1)
     metrics = made["metrics"]
-    assert list(metrics.columns) == ["task_a", "task_b", *METRICS]
+    assert list(metrics.columns) == ["task_a", "task_b", *PUBLISHED]
     assert read_json(tmp_path / "tables" / "meta.json")["calibration"]["split"] == "test"
     visuals = [load().model.visual for _ in run.tasks]
     for visual, task in zip(visuals, run.tasks, strict=True):
@@ -192,7 +193,7 @@ def test_a_paper_run_repeats_the_published_choices(smoke, done, tmp_path):
     stream = random.Random(42)
     chosen = [sorted(stream.sample(range(60), run.pool_per_task)) for _ in run.tasks]
     pooled = torch.cat([part[i] for part, i in zip(images, chosen, strict=True)])
-    means = [mean_activation(visual, pooled, None, "paper") for visual in visuals]
+    means = [mean_activation(visual, pooled, edition="paper") for visual in visuals]
     length = metrics["activation_l2_distance"][0]
     assert length == pytest.approx(float((means[0] - means[1]).norm()), rel=1e-5)
     # three matrices of the text side, on which identical (zero) task vectors overlap wholly
@@ -293,7 +294,7 @@ def test_another_backbone_runs_the_same_line(smoke, tmp_path):
     small = replace(small, methods={"weight_avg": {}}, pool_per_task=1)
     small = replace(small, finetune=replace(run.finetune, steps=1, batch=2))
     made = execute(small, tmp_path / "store", tmp_path / "tables", jobs=1)
-    assert np.isfinite(made["metrics"][list(METRICS)].to_numpy()).all()
+    assert np.isfinite(made["metrics"][PUBLISHED].to_numpy()).all()
     assert read_json(tmp_path / "tables" / "meta.json")["source"] == "ViT-S-32-alt"
 
 

@@ -1,4 +1,4 @@
-"""Contrastive pretraining of `glyph-vit` on captioned glyphs: `python -m mergelib.pretrain`."""
+"""Contrastive pretraining of `glyph-vit` on captioned glyphs: `mergelib.models.pretrain`."""
 
 import argparse
 import math

@@ -8,7 +8,6 @@ import torch
 
 from mergelib.core.errors import MergelibError
 from mergelib.core.store import digest
-from mergelib.tasks.glyphs import fonts_digest
 from mergelib.tasks.registry import TASKS, Split, Task
 
 
@@ -46,5 +45,7 @@ def _check_disjoint(name: str, splits: Mapping[str, Split]) -> None:
 
 def pixels_digest() -> str:
     """Digest of what the pixels depend on beyond this package: fonts, libraries, shipped images."""
+    from mergelib.tasks.glyphs import fonts_digest  # of an extra, which other tasks do without
+
     packages = ("pillow", "numpy", "scikit-learn", "scikit-image", "mlxtend")
     return digest(fonts_digest(), {package: version(package) for package in packages})

@@ -12,7 +12,7 @@ from mergelib.merging.registry import NUMBER, WEIGHTS_OR_NONE, method
 @method(
     "base_protecting",
     parameters={"weights": WEIGHTS_OR_NONE, "alpha": NUMBER},
-    defaults={"weights": None, "alpha": 1.0},
+    corrected={"weights": None, "alpha": 1.0},
     reference="Rahamim et al. 2026, Will it Merge?, arXiv 2601.06672 (weights in our reading)",
 )
 def base_protecting(layer: Layer, weights: Sequence[float] | None, alpha: float) -> Tensor:
