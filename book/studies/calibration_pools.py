@@ -25,7 +25,7 @@ from mergelib.checkpoints.task_vectors import gram
 from mergelib.core.errors import MergelibError
 from mergelib.core.store import digest, load_tensors, write_atomic, write_json
 from mergelib.metrics.encoder import mean_activation, pool_gradients
-from mergelib.metrics.inputs import Ingredients
+from mergelib.metrics.inputs import Inputs
 from mergelib.metrics.registry import METRICS
 from mergelib.metrics.table import pairwise
 from mergelib.pipeline import keys, loaded, params, task_data
@@ -120,7 +120,7 @@ def _pairs(models: list[dict[str, Tensor]], tasks: Sequence[str]) -> pd.DataFram
     activation = None
     if "activation" in models[0]:
         activation = torch.stack([m["activation"] for m in models]).numpy()
-    x = Ingredients(
+    x = Inputs(
         gram=np.zeros((len(tasks), len(tasks))),
         layer_grams={},
         activation=activation,

@@ -10,9 +10,9 @@ from mergelib.core.devices import find_device
 from mergelib.core.errors import MergelibError
 from mergelib.core.store import digest, file_digest
 from mergelib.merging.registry import METHODS, preset
-from mergelib.metrics.registry import find
+from mergelib.metrics.registry import METRICS
 from mergelib.models.backbones import GLYPH_VIT, WEIGHTS
-from mergelib.models.regularizers import REGULARIZERS
+from mergelib.models.regularizers import PENALTIES
 from mergelib.pipeline.params import Run
 from mergelib.pipeline.sources import code_behind, code_of
 from mergelib.tasks import TASKS
@@ -63,7 +63,7 @@ def _data(run: Run, task: str) -> list:
 def _tuned(run: Run, task: str) -> list:
     parts = [key(run, "base"), key(run, "data", task), asdict(run.finetune), _numerics(run)]
     if run.finetune.regularizer:
-        parts.append(code_of(REGULARIZERS[run.finetune.regularizer].function))
+        parts.append(code_of(PENALTIES[run.finetune.regularizer].function))
     return parts
 
 
@@ -134,7 +134,7 @@ def device(run: Run) -> str:
 
 def needs(run: Run, category: str) -> bool:
     """Whether the run names a metric of an extra category."""
-    return any(find(name).category == category for name in run.metrics)
+    return any(METRICS[name].category == category for name in run.metrics)
 
 
 def places(run: Run, *tasks: str) -> list[int]:

@@ -11,11 +11,10 @@ from mergelib.core.devices import DEVICES
 from mergelib.core.errors import MergelibError
 from mergelib.core.registry import unknown
 from mergelib.merging.registry import METHODS
-from mergelib.metrics.registry import MODES as EDITIONS
-from mergelib.metrics.registry import find
+from mergelib.metrics.registry import EDITIONS, METRICS
 from mergelib.models.backbones import GLYPH_VIT
 from mergelib.models.finetune import Recipe
-from mergelib.models.regularizers import REGULARIZERS
+from mergelib.models.regularizers import PENALTIES
 from mergelib.tasks import TASKS
 
 RENAMED = {"mode": "edition"}  # parameters of older files
@@ -146,9 +145,9 @@ def _check_names(run: Run) -> None:
             raise MergelibError(f"methods: {name} wants a mapping of parameters, not {params!r}")
         METHODS[name].check(params or {})
     for name in run.metrics:
-        find(name)
+        METRICS[name]
     if run.finetune.regularizer:
-        REGULARIZERS[run.finetune.regularizer]
+        PENALTIES[run.finetune.regularizer]
 
 
 def _rules(run: Run) -> dict[str, bool]:

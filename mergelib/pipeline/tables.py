@@ -11,8 +11,8 @@ import pandas as pd
 from mergelib.checkpoints.formats import TEXT_MATRICES
 from mergelib.core.store import digest, read_json
 from mergelib.merging.registry import METHODS
-from mergelib.metrics.inputs import ingredients
-from mergelib.metrics.registry import EXTRA, METRICS, find
+from mergelib.metrics.inputs import read_inputs
+from mergelib.metrics.registry import METRICS, published_metrics
 from mergelib.metrics.table import pairwise
 from mergelib.models.backbones import GLYPH_VIT
 from mergelib.pipeline.keys import device, key, method_params, path, weights_digest
@@ -33,10 +33,10 @@ def stacked(table: Callable, store: Path, variants: Sequence[Run], study: bool) 
 
 def metrics_table(store: Path, run: Run) -> pd.DataFrame:
     """One row per pair, one column per metric."""
-    names = run.metrics or list(METRICS)
-    by_pairs = {n for n in names if run.gradients_of_pairs and find(n).category == "gradient"}
+    names = run.metrics or published_metrics()
+    by_pairs = {n for n in names if run.gradients_of_pairs and METRICS[n].category == "gradient"}
     with one_thread():
-        held = ingredients(
+        held = read_inputs(
             path(store, run, "base"),
             [path(store, run, "tuned", task) for task in run.tasks],
             [path(store, run, "summary", task) for task in run.tasks],
@@ -48,7 +48,7 @@ def metrics_table(store: Path, run: Run) -> pd.DataFrame:
     if files:
         published = pd.DataFrame([read_json(file) for file in files])
         table = pd.concat([table, published], axis=1)
-    order = [row.name for row in (*METRICS.rows(), *EXTRA.rows()) if row.name in names]
+    order = [row.name for row in METRICS.rows() if row.name in names]
     return table[["task_a", "task_b", *order]]
 
 

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from mergelib.merging.cache import keep_factors
+from mergelib.merging.cache import write_factors
 from mergelib.pipeline.keys import path
 from mergelib.pipeline.loaded import one_thread
 from mergelib.pipeline.params import Run
@@ -13,5 +13,5 @@ def make(store: Path, run: Run, task: str) -> Path:
     file = path(store, run, "factors", task)
     if not file.is_file():
         with one_thread():
-            keep_factors(file, path(store, run, "base"), path(store, run, "tuned", task))
+            write_factors(file, path(store, run, "base"), path(store, run, "tuned", task))
     return file
