@@ -55,6 +55,8 @@ def __getattr__(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     value = getattr(import_module(_HOME[name]), name)
+    if name == "PREDICTORS":
+        import_module("mergelib.published.predictors")  # which registers the paper's own
     globals()[name] = value
     return value
 
