@@ -24,7 +24,7 @@ from torch import Tensor
 
 from mergelib.core.store import load_tensors, save_tensors
 from mergelib.linalg.polar import is_matrix
-from mergelib.merging.cache import keep_factors
+from mergelib.merging.cache import write_factors
 from mergelib.merging.engine import merge
 from mergelib.merging.registry import METHODS
 
@@ -170,7 +170,7 @@ def time_tsv(folder: Path, base: Path, pair: Sequence[Path], rounds: int) -> dic
     """Seconds, ratios, errors and floors of a TSV-M pair merge."""
     kept = [folder / f"factors{t}.safetensors" for t in range(2)]
     for path, model in zip(kept, pair, strict=True):
-        keep_factors(path, base, model)
+        write_factors(path, base, model)
     failures: dict[str, str] = {}
     works = {
         "raw": lambda: merge(base, pair, "tsv"),

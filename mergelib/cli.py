@@ -28,12 +28,13 @@ def parser(asked: str | None = None) -> argparse.ArgumentParser:
     """
     top = argparse.ArgumentParser(
         prog="mergelib",
+        allow_abbrev=False,
         description="Can two fine-tuned models be merged? Measure, merge, forecast.",
     )
     top.add_argument("--version", action="version", version=f"mergelib {version('mergelib')}")
     verbs = top.add_subparsers(dest="verb", required=True, metavar="COMMAND")
     for name, about in VERBS.items():
-        verb = verbs.add_parser(name, help=about)
+        verb = verbs.add_parser(name, help=about, allow_abbrev=False)
         if name == asked:
             module = import_module(f"mergelib.commands.{name}")
             verb.epilog = getattr(module, "EPILOG", None)

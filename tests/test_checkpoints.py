@@ -254,7 +254,7 @@ def test_paper_counts_the_matrices_of_the_text_side(clips, tmp_path):
     matrices = sum(p.ndim == 2 for p in clips[0].visual.state_dict().values())
     name = "singular_value_overlap"
     corrected = pairwise_of_checkpoints(paths[0], paths[1:])[name]
-    paper = pairwise_of_checkpoints(paths[0], paths[1:], "paper")[name]
+    paper = pairwise_of_checkpoints(paths[0], paths[1:], edition="paper")[name]
     np.testing.assert_allclose(paper, corrected * matrices / (matrices + 3))
 
 

@@ -49,7 +49,7 @@ def merges(tasks) -> pd.DataFrame:
 
 
 def test_origin_names_source_edition_and_counts():
-    meta = {"source": "glyph benchmark", "backbone": "glyph-vit", "mode": "corrected"}
+    meta = {"source": "glyph benchmark", "backbone": "glyph-vit", "edition": "corrected"}
     told = describe.origin(meta, pairs=190)
     assert told == "glyph benchmark, glyph-vit, corrected edition, n = 190 pairs"
     assert "not recorded" in describe.origin({})

@@ -14,7 +14,7 @@ from mergelib.core.devices import find_device
 from mergelib.core.errors import MergelibError
 from mergelib.core.store import save_tensors
 from mergelib.merging import engine
-from mergelib.merging.cache import kept_factors
+from mergelib.merging.cache import cached_factors
 from mergelib.merging.engine import merge
 from mergelib.merging.registry import METHODS
 from mergelib.metrics.encoder import cross_accuracies, mean_activation, pool_gradients
@@ -79,7 +79,7 @@ def test_merges(files, elsewhere, method):
 
 def test_a_pair_from_kept_factors_into_the_tensors_of_a_model(files, elsewhere, tmp_path):
     base, *models = files
-    kept = kept_factors(tmp_path / "kept", base, models[:2])
+    kept = cached_factors(tmp_path / "kept", base, models[:2])
     into = on(elsewhere, base)
     found = merge(on(elsewhere, base), models[:2], "tsv", factors=kept, into=into)
     for name, tensor in merge(base, models[:2], "tsv").items():

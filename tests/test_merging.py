@@ -13,10 +13,10 @@ from mergelib.core.errors import MergelibError
 from mergelib.core.store import load_tensors, save_tensors
 from mergelib.linalg.polar import WEAK, polar, split_pair
 from mergelib.merging import engine
-from mergelib.merging.cache import kept_factors
+from mergelib.merging.cache import cached_factors
 from mergelib.merging.engine import merge
+from mergelib.merging.knowledge import weights_of_knowledge
 from mergelib.merging.layer import Layer
-from mergelib.merging.methods.base_protecting import weights_of_knowledge
 from mergelib.merging.methods.dare import keep_mask
 from mergelib.merging.registry import EDITIONS, METHODS, preset
 
@@ -479,10 +479,10 @@ def test_large_matrices_keep_their_accuracy(method, count):
 def test_kept_factors_give_the_same_merge(count, tmp_path):
     shapes = {"tall": (1024, 256), "wide": (256, 1024), "small": (30, 20)}
     base, tuned = fine_tuned_like(count, shapes)
-    kept = kept_factors(tmp_path, base, tuned)
+    kept = cached_factors(tmp_path, base, tuned)
     assert len(set(kept)) == count
     stamps = [path.stat().st_mtime_ns for path in kept]
-    assert kept_factors(tmp_path, base, tuned) == kept
+    assert cached_factors(tmp_path, base, tuned) == kept
     assert [path.stat().st_mtime_ns for path in kept] == stamps  # not made again
     fresh, reused = merge(base, tuned, "tsv"), merge(base, tuned, "tsv", factors=kept)
     for name in shapes:
@@ -493,13 +493,13 @@ def test_kept_factors_give_the_same_merge(count, tmp_path):
 
 def test_kept_factors_follow_the_content_and_are_checked(tmp_path):
     base, tuned = fine_tuned_like(2, {"w": (12, 8)})
-    kept = kept_factors(tmp_path, base, tuned)
+    kept = cached_factors(tmp_path, base, tuned)
     other = {"w": tuned[0]["w"] + 1}
-    assert kept_factors(tmp_path, base, [other]) != kept[:1]
-    assert kept_factors(tmp_path, other, tuned[:1]) != kept[:1]
+    assert cached_factors(tmp_path, base, [other]) != kept[:1]
+    assert cached_factors(tmp_path, other, tuned[:1]) != kept[:1]
     with pytest.raises(MergelibError, match="1 files of factors for 2 models"):
         merge(base, tuned, "tsv", factors=kept[:1])
-    more = kept_factors(tmp_path, *(lambda b, t: (b, t[:1]))(*fine_tuned_like(1, {"w": (9, 8)})))
+    more = cached_factors(tmp_path, *(lambda b, t: (b, t[:1]))(*fine_tuned_like(1, {"w": (9, 8)})))
     with pytest.raises(MergelibError, match="u/w.*shape.*factors of these models"):
         merge(base, tuned, "tsv", factors=[*more, kept[1]])
 

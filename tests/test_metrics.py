@@ -10,12 +10,14 @@ import torch
 
 from mergelib.core.errors import MergelibError
 from mergelib.core.store import save_tensors
-from mergelib.metrics.inputs import Ingredients, ingredients
-from mergelib.metrics.registry import METRICS
+from mergelib.metrics.inputs import Inputs, read_inputs
+from mergelib.metrics.registry import METRICS, published_metrics
 from mergelib.metrics.table import pairwise
 from mergelib.metrics.weights import summarize
 
 TASKS = ["ant", "bee", "cow", "dog"]
+PUBLISHED = published_metrics()
+PUBLISHED_ROWS = [METRICS[name] for name in PUBLISHED]
 SHAPES = {
     "attn.weight": (24, 12),
     "mlp.wide": (12, 60),
@@ -44,12 +46,12 @@ def literal_geometry(a, b):
     return cosine, np.linalg.norm(a - b), a @ b, ratio
 
 
-def literal_subspace(a, b, mode, zeros):
+def literal_subspace(a, b, edition, zeros):
     """a, b: lists of matrices."""
     rows = []
-    extra = [np.zeros((40, 30))] * zeros if mode == "paper" else []
+    extra = [np.zeros((40, 30))] * zeros if edition == "paper" else []
     for p, q in zip([*a, *extra], [*b, *extra], strict=True):
-        if mode == "corrected" and not (p.any() and q.any()):
+        if edition == "corrected" and not (p.any() and q.any()):
             continue
         k = min(10, *p.shape)
         u1, s1, vt1 = np.linalg.svd(p, full_matrices=False)
@@ -62,7 +64,7 @@ def literal_subspace(a, b, mode, zeros):
         rows.append(
             [
                 values,
-                left / (k if mode == "paper" else np.sqrt(k)),
+                left / (k if edition == "paper" else np.sqrt(k)),
                 np.linalg.norm(top) / np.sqrt(k),
                 np.linalg.norm(bottom) / np.sqrt(k),
                 np.mean(np.linalg.svd(top, compute_uv=False) ** 2),
@@ -72,7 +74,7 @@ def literal_subspace(a, b, mode, zeros):
     return np.mean(rows, axis=0)
 
 
-def literal(base, one, two, data_one, data_two, mode="corrected", zeros=0):
+def literal(base, one, two, data_one, data_two, edition="corrected", zeros=0):
     """All metrics of one pair, in the published order within a category."""
     taus = [
         {n: m[n].numpy().astype(np.float64) - base[n].numpy().astype(np.float64) for n in base}
@@ -107,7 +109,7 @@ def literal(base, one, two, data_one, data_two, mode="corrected", zeros=0):
     row["layerwise_effective_rank_mergeability_score"] = min(max(2 - layers, 0), 1)
 
     matrices = [[t[n] for n in t if t[n].ndim == 2] for t in taus]
-    found = literal_subspace(*matrices, mode, zeros)
+    found = literal_subspace(*matrices, edition, zeros)
     for name, value in zip(
         [
             "singular_value_overlap",
@@ -174,9 +176,9 @@ def flat_data(data):
     ]
 
 
-def gather(base, models, data, **options) -> Ingredients:
+def gather(base, models, data, **options) -> Inputs:
     summaries = [summarize(base, m) | d for m, d in zip(models, data, strict=True)]
-    return ingredients(base, models, summaries, **options)
+    return read_inputs(base, models, summaries, **options)
 
 
 @pytest.fixture(scope="module")
@@ -193,7 +195,7 @@ def table(world):
 # --- Agreement with the formulas ------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", list(METRICS))
+@pytest.mark.parametrize("name", PUBLISHED)
 def test_metric_is_its_formula(world, table, name):
     base, models, data = world
     flats = [flat_data(d) for d in data]
@@ -207,10 +209,10 @@ def test_metric_is_its_formula(world, table, name):
 def test_paper_edition_is_its_formula(world):
     base, models, data = world
     flats = [flat_data(d) for d in data]
-    found = pairwise(gather(*world, zero_matrices=3), TASKS, mode="paper")
+    found = pairwise(gather(*world, zero_matrices=3), TASKS, edition="paper")
     for row, (i, j) in enumerate(combinations(range(4), 2)):
         expected = literal(base, models[i], models[j], flats[i], flats[j], "paper", 3)
-        for name in METRICS:
+        for name in PUBLISHED:
             np.testing.assert_allclose(
                 found[name][row], expected[name], rtol=1e-6, atol=1e-7, err_msg=name
             )
@@ -226,7 +228,7 @@ def test_files_give_the_same_table(world, table, tmp_path):
         summaries.append(tmp_path / f"{t}.summary.safetensors")
         kept = summarize(tmp_path / "base.safetensors", checkpoints[-1])
         save_tensors(summaries[-1], kept | extra)
-    found = pairwise(ingredients(tmp_path / "base.safetensors", checkpoints, summaries), TASKS)
+    found = pairwise(read_inputs(tmp_path / "base.safetensors", checkpoints, summaries), TASKS)
     assert found.equals(table)
 
 
@@ -257,8 +259,8 @@ def test_summary_holds_the_ends_of_the_svd(world):
 
 
 def test_table_has_the_schema(table):
-    assert len(METRICS) == 28
-    sizes = Counter(row.category for row in METRICS.rows())
+    assert len(PUBLISHED) == 28
+    sizes = Counter(row.category for row in PUBLISHED_ROWS)
     assert sizes == {
         "task_vector": 5,
         "effective_rank": 7,
@@ -266,7 +268,7 @@ def test_table_has_the_schema(table):
         "activation": 4,
         "gradient": 6,
     }
-    assert list(table.columns) == ["task_a", "task_b", *METRICS]
+    assert list(table.columns) == ["task_a", "task_b", *PUBLISHED]
     assert list(zip(table.task_a, table.task_b, strict=True)) == list(combinations(TASKS, 2))
     assert (table.dtypes.iloc[2:] == np.float64).all()
     assert np.isfinite(table.iloc[:, 2:].to_numpy()).all()
@@ -278,11 +280,11 @@ def test_names_select_columns_in_table_order(world, table):
     assert found.equals(table[found.columns])
 
 
-@pytest.mark.parametrize("name", list(METRICS))
+@pytest.mark.parametrize("name", PUBLISHED)
 def test_range_and_symmetry(world, name):
     row = METRICS[name]
-    for mode in ("corrected", "paper"):
-        values = row(gather(*world), mode)
+    for edition in ("corrected", "paper"):
+        values = row(gather(*world), edition)
         assert values.shape == (4, 4)
         assert row.symmetric
         np.testing.assert_allclose(values, values.T, rtol=1e-12, atol=1e-12)
@@ -294,7 +296,7 @@ def test_permuting_models_permutes_the_table(world, order):
     base, models, data = world
     x = gather(base, models, data)
     y = gather(base, [models[t] for t in order], [data[t] for t in order])
-    for name in METRICS:
+    for name in PUBLISHED:
         before, after = METRICS[name](x), METRICS[name](y)
         # A distance of 0 on the diagonal is the root of a rounding error: 1e-7 absolute.
         np.testing.assert_allclose(
@@ -306,11 +308,11 @@ def test_a_model_with_itself(world):
     base, models, data = world
     x = gather(base, [models[0], models[0]], [data[0], data[0]])
     row = pairwise(x, ["one", "two"]).iloc[0]
-    ones = [n for n in METRICS if "cosine" in n or "ratio" in n or "overlap" in n or "rank" in n]
+    ones = [n for n in PUBLISHED if "cosine" in n or "ratio" in n or "overlap" in n or "rank" in n]
     for name in ones:
         value = 0 if name == "singular_value_ratio" else 1
         assert row[name] == pytest.approx(value, abs=2e-6), name
-    for name in METRICS:
+    for name in PUBLISHED:
         if "distance" in name:
             assert row[name] == pytest.approx(0, abs=1e-6), name
     assert row["weight_space_angle"] == pytest.approx(0, abs=1e-5)
@@ -324,8 +326,8 @@ def test_opposite_and_orthogonal_task_vectors():
     second = torch.zeros(4, 4)
     second[1, 1] = 3.0
     models = [{"w": first}, {"w": second}, {"w": -first}]
-    x = ingredients(base, models, [summarize(base, m) for m in models])
-    names = [n for n in METRICS if METRICS[n].category in ("task_vector", "effective_rank")]
+    x = read_inputs(base, models, [summarize(base, m) for m in models])
+    names = [n for n in PUBLISHED if METRICS[n].category in ("task_vector", "effective_rank")]
     orthogonal, opposite, _ = (row for _, row in pairwise(x, ["a", "b", "c"], names).iterrows())
     assert orthogonal["weight_space_angle"] == pytest.approx(90)
     assert orthogonal["task_vector_l2_distance"] == pytest.approx(3 * np.sqrt(2))
@@ -366,7 +368,7 @@ def test_duplicates_name_earlier_known_metrics_and_end():
         row = METRICS[name]
         return set().union(*map(roots, row.duplicates)) if row.duplicates else {name}
 
-    free = set().union(*map(roots, METRICS))
+    free = set().union(*map(roots, PUBLISHED))
     assert sum(METRICS[n].category == "task_vector" for n in free) == 3
     assert sum(METRICS[n].category == "effective_rank" for n in free) == 1
     assert len(free) == 28 - 9
@@ -378,7 +380,7 @@ SETTINGS = ["ViT-B-16_AdamW", "ViT-B-32_AdamW", "ViT-B-16_SGD"]
 def released(shared, setting):
     path = shared / "published" / "results" / "mergeability" / setting
     metrics = json.loads((path / "pairwise_metrics_N20.json").read_text())["metrics"]
-    columns = {name: metrics[name]["pairs"] for name in METRICS}
+    columns = {name: metrics[name]["pairs"] for name in PUBLISHED}
     pairs = [
         p for p in columns["effective_rank"] if all(c[p] is not None for c in columns.values())
     ]
@@ -390,7 +392,7 @@ def from_gram(name, squares_a, squares_b, dots):
     """One of our Gram metrics for each released pair."""
     return np.array(
         [
-            METRICS[name](Ingredients(np.array([[a, g], [g, b]]), {}))[0, 1]
+            METRICS[name](Inputs(np.array([[a, g], [g, b]]), {}))[0, 1]
             for a, b, g in zip(squares_a, squares_b, dots, strict=True)
         ]
     )
@@ -460,12 +462,12 @@ def test_zero_and_deficient_tensors(world):
     assert np.isfinite(found.iloc[:, 2:].to_numpy()).all()
     flats = [flat_data(d) for d in data]
     # Below its rank a matrix has no singular vectors of its own, so only these are determined.
-    sure = [n for n in METRICS if METRICS[n].category != "subspace"] + ["singular_value_overlap"]
+    sure = [n for n in PUBLISHED if METRICS[n].category != "subspace"] + ["singular_value_overlap"]
     for row, (i, j) in enumerate(combinations(range(4), 2)):
         expected = literal(base, models[i], models[j], flats[i], flats[j])
         for name in sure:
             np.testing.assert_allclose(found[name][row], expected[name], rtol=1e-6, atol=1e-7)
-    for name, row in zip(METRICS, METRICS.rows(), strict=True):
+    for name, row in zip(PUBLISHED, PUBLISHED_ROWS, strict=True):
         assert found[name].between(row.range[0] - 1e-6, row.range[1] + 1e-6).all(), name
 
 
@@ -484,8 +486,8 @@ def test_a_model_equal_to_the_base(world):
 
 
 def test_editions_differ_only_where_documented(world, table):
-    paper = pairwise(gather(*world), TASKS, mode="paper")
-    changed = [name for name in METRICS if not np.allclose(paper[name], table[name], rtol=1e-12)]
+    paper = pairwise(gather(*world), TASKS, edition="paper")
+    changed = [name for name in PUBLISHED if not np.allclose(paper[name], table[name], rtol=1e-12)]
     assert changed == ["subspace_overlap"]
 
 
@@ -493,7 +495,7 @@ def test_paper_divides_left_overlap_by_k():
     base = {"w": torch.zeros(30, 20)}
     generator = torch.Generator().manual_seed(0)
     models = [{"w": torch.randn(30, 20, generator=generator)} for _ in range(2)]
-    x = ingredients(base, models, [summarize(base, m) for m in models])
+    x = read_inputs(base, models, [summarize(base, m) for m in models])
     corrected = METRICS["subspace_overlap"](x)
     np.testing.assert_allclose(METRICS["subspace_overlap"](x, "paper"), corrected / np.sqrt(10))
     np.testing.assert_allclose(np.diagonal(corrected), 1, rtol=1e-6)
@@ -505,8 +507,8 @@ def test_paper_counts_zero_matrices():
     generator = torch.Generator().manual_seed(0)
     model = {name: torch.randn(11, 12, generator=generator) for name in base}
     summary = summarize(base, model)
-    x = ingredients(base, [model, model], [summary, summary], zero_matrices=3)
-    values = {n: METRICS[n](x, "paper")[0, 1] for n in METRICS if "overlap" in n}
+    x = read_inputs(base, [model, model], [summary, summary], zero_matrices=3)
+    values = {n: METRICS[n](x, "paper")[0, 1] for n in PUBLISHED if "overlap" in n}
     assert values.pop("singular_value_overlap") == pytest.approx(50 / 53)
     assert values.pop("subspace_overlap") == pytest.approx(1 / np.sqrt(10))
     assert all(value == pytest.approx(1) for value in values.values())
@@ -519,7 +521,7 @@ def test_paper_counts_a_zero_tensor_and_corrected_does_not(world):
     x = gather(base, models, data)
     y = gather(base | still, [m | still for m in models], data)
     n = len(MATRICES)
-    for name in (m for m in METRICS if METRICS[m].category == "subspace"):
+    for name in (m for m in PUBLISHED if METRICS[m].category == "subspace"):
         before, after = METRICS[name](x), METRICS[name](y)
         np.testing.assert_allclose(after, before, rtol=1e-12)
     name = "singular_value_overlap"
@@ -536,8 +538,8 @@ def test_unknown_metric_offers_the_nearest(world):
 
 
 def test_unknown_mode(world):
-    with pytest.raises(MergelibError, match="unknown mode 'papre'.*'paper'"):
-        pairwise(gather(*world), TASKS, mode="papre")
+    with pytest.raises(MergelibError, match="unknown edition 'papre'.*'paper'"):
+        pairwise(gather(*world), TASKS, edition="papre")
 
 
 @pytest.mark.parametrize("tasks", [TASKS[:3], ["ant", "ant", "bee", "cow"]])
@@ -548,8 +550,8 @@ def test_tasks_must_fit_the_models(world, tasks):
 
 def test_missing_summaries_are_named(world):
     base, models, _ = world
-    x = ingredients(base, models, [summarize(base, m) for m in models])
-    weights = [n for n in METRICS if METRICS[n].category not in ("activation", "gradient")]
+    x = read_inputs(base, models, [summarize(base, m) for m in models])
+    weights = [n for n in PUBLISHED if METRICS[n].category not in ("activation", "gradient")]
     assert len(pairwise(x, TASKS, names=weights).columns) == 2 + 18
     with pytest.raises(MergelibError, match="no activation"):
         pairwise(x, TASKS)
@@ -561,15 +563,15 @@ def test_summaries_must_match(world):
     base, models, data = world
     summaries = [summarize(base, m) for m in models]
     with pytest.raises(MergelibError, match="4 checkpoints but 3 summaries"):
-        ingredients(base, models, summaries[:3])
+        read_inputs(base, models, summaries[:3])
     with pytest.raises(MergelibError, match="summary 2 lacks tensor 'activation'"):
-        ingredients(base, models, [*(s | data[0] for s in summaries[:2]), *summaries[2:]])
+        read_inputs(base, models, [*(s | data[0] for s in summaries[:2]), *summaries[2:]])
     with pytest.raises(MergelibError, match="'positions', which the checkpoints do not have"):
         less = [{n: t for n, t in m.items() if n != "positions"} for m in (base, *models)]
-        ingredients(less[0], less[1:], summaries)
+        read_inputs(less[0], less[1:], summaries)
     broken = {key: part for key, part in summaries[0].items() if key != "v_top/positions"}
     with pytest.raises(MergelibError, match="lacks 'v_top/positions'"):
-        ingredients(base, models, [broken] * 4)
+        read_inputs(base, models, [broken] * 4)
 
 
 def test_truncated_summary_is_named(world, tmp_path):
@@ -578,4 +580,4 @@ def test_truncated_summary_is_named(world, tmp_path):
     save_tensors(path, summarize(base, models[0]))
     path.write_bytes(path.read_bytes()[:-9])
     with pytest.raises(MergelibError, match="summary.safetensors is truncated"):
-        ingredients(base, [models[0]], [path])
+        read_inputs(base, [models[0]], [path])

@@ -15,13 +15,15 @@ from mergelib import cli
 from mergelib.core.errors import MergelibError
 from mergelib.core.store import read_table, save_tensors
 from mergelib.metrics.encoder import cross_accuracies
-from mergelib.metrics.inputs import Ingredients, ingredients
-from mergelib.metrics.registry import EXTRA, METRICS
+from mergelib.metrics.inputs import Inputs, read_inputs
+from mergelib.metrics.registry import METRICS, published_metrics
 from mergelib.metrics.table import pairwise, pairwise_of_checkpoints
 from mergelib.metrics.weights import summarize
 from mergelib.published import released
 
 TASKS = ["ant", "bee", "cow"]
+PUBLISHED = published_metrics()
+EXTRA = [row.name for row in METRICS.rows() if not row.published]
 SHAPES = {"wide": (12, 30), "tall": (40, 15), "narrow": (6, 25), "bias": (24,)}
 MATRICES = ("wide", "tall", "narrow")
 
@@ -57,8 +59,8 @@ def world():
     return make_world()
 
 
-def gather(base, models, data) -> Ingredients:
-    return ingredients(
+def gather(base, models, data) -> Inputs:
+    return read_inputs(
         base, models, [summarize(base, m) | d for m, d in zip(models, data, strict=True)]
     )
 
@@ -108,15 +110,15 @@ def literal(base, models, data, i, j):
     return row
 
 
-@pytest.mark.parametrize("name", list(EXTRA))
+@pytest.mark.parametrize("name", EXTRA)
 def test_metric_is_its_formula(world, table, name):
     expected = [literal(*world, i, j)[name] for i, j in combinations(range(3), 2)]
     np.testing.assert_allclose(table[name], expected, rtol=1e-5, atol=1e-7)
 
 
-@pytest.mark.parametrize("name", list(EXTRA))
+@pytest.mark.parametrize("name", EXTRA)
 def test_range_symmetry_and_reference(world, name):
-    row = EXTRA[name]
+    row = METRICS[name]
     values = row(gather(*world))
     assert values.shape == (3, 3) and np.isfinite(values).all()
     assert np.allclose(values, values.T) is row.symmetric
@@ -130,8 +132,8 @@ def test_principal_angles_bound_the_overlap(world):
     # Per matrix, min² ≤ mean of squares = interaction overlap ≤ max²; one matrix shows it.
     base, models, _ = world
     base, models = {"tall": base["tall"]}, [{"tall": m["tall"]} for m in models]
-    x = ingredients(base, models, [summarize(base, m) for m in models])
-    low, high = (EXTRA[f"right_principal_cosine_{end}"](x) for end in ("min", "max"))
+    x = read_inputs(base, models, [summarize(base, m) for m in models])
+    low, high = (METRICS[f"right_principal_cosine_{end}"](x) for end in ("min", "max"))
     square = METRICS["interaction_matrix_overlap_top_k"](x)
     assert (low**2 <= square + 1e-6).all() and (square <= high**2 + 1e-6).all()
     np.testing.assert_allclose(np.diagonal(low), 1, atol=1e-6)
@@ -149,9 +151,9 @@ def test_a_matrix_that_is_zero_in_one_model_does_not_count(world, table):
 
 def test_base_knowledge_of_a_model_that_learned_nothing(world):
     x = replace(gather(*world), zero_shot=np.array([0.5, 0.2, 0.1]), fine_tuned=np.array([1, 0, 1]))
-    assert np.isnan(EXTRA["base_knowledge"](x)[0, 1])
-    assert EXTRA["base_knowledge"](x)[0, 2] == pytest.approx(0.3)
-    assert EXTRA["base_knowledge_difference"](x)[2, 0] == pytest.approx(0.4)
+    assert np.isnan(METRICS["base_knowledge"](x)[0, 1])
+    assert METRICS["base_knowledge"](x)[0, 2] == pytest.approx(0.3)
+    assert METRICS["base_knowledge_difference"](x)[2, 0] == pytest.approx(0.4)
 
 
 # --- Cross-task accuracy ----------------------------------------------------------------------
@@ -183,15 +185,15 @@ def test_cross_accuracies_are_those_of_scikit_learn():
 
 
 def test_they_stay_out_of_the_28(world):
-    assert len(METRICS) == 28 and not set(METRICS) & set(EXTRA)
+    assert len(PUBLISHED) == 28 and not set(PUBLISHED) & set(EXTRA)
     published = {"task_vector", "effective_rank", "subspace", "activation", "gradient"}
     extra = {"cross_task", "base_knowledge", "principal_angles", "gradient_alignment"}
-    assert {row.category for row in METRICS.rows()} == published
-    assert {row.category for row in EXTRA.rows()} == extra
-    assert released.metric_names() == list(METRICS)
+    assert {METRICS[name].category for name in PUBLISHED} == published
+    assert {METRICS[name].category for name in EXTRA} == extra
+    assert released.metric_names() == PUBLISHED
     base, models, data = world
     data = [d | {"activation": torch.ones(4) * t} for t, d in enumerate(data)]
-    assert list(pairwise(gather(base, models, data), TASKS).columns[2:]) == list(METRICS)
+    assert list(pairwise(gather(base, models, data), TASKS).columns[2:]) == PUBLISHED
 
 
 def test_names_may_mix_and_extra_ones_come_last(world):
@@ -202,7 +204,7 @@ def test_names_may_mix_and_extra_ones_come_last(world):
 
 def test_what_is_missing_or_unknown_is_named(world):
     base, models, _ = world
-    x = ingredients(base, models, [summarize(base, m) for m in models])
+    x = read_inputs(base, models, [summarize(base, m) for m in models])
     for name, field in {
         "cross_task_accuracy": "cross_accuracy",
         "base_knowledge": "zero_shot",
@@ -226,7 +228,7 @@ def test_the_command_adds_what_weights_allow(world, tmp_path):
     assert cli.main([*command, *map(str, files), "--extra", "--out", str(out)]) == 0
     found = read_table(out)
     plain = pairwise_of_checkpoints(tmp_path / "base.safetensors", files)
-    more = [n for n in EXTRA if EXTRA[n].category == "principal_angles"]
+    more = [n for n in EXTRA if METRICS[n].category == "principal_angles"]
     assert list(found.columns) == [*plain.columns, *more] and len(more) == 6
     assert found[plain.columns].equals(plain)
     np.testing.assert_allclose(

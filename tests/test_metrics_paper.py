@@ -70,7 +70,7 @@ def literal_paper_activation(visual, images):
 
 def test_paper_activation_averages_batches(visual):
     images = draw(40)  # 32 + 8
-    found = mean_activation(visual, images, mode="paper")
+    found = mean_activation(visual, images, edition="paper")
     np.testing.assert_allclose(found, literal_paper_activation(visual, images), rtol=1e-9)
     # In other words, each of the last 8 images weighs four times as much as one of the first 32.
     single = np.stack([mean_activation(visual, image[None]) for image in images])
@@ -82,10 +82,10 @@ def test_paper_activation_averages_batches(visual):
 def test_editions_of_the_activation_agree_on_full_batches(visual):
     images = draw(64)
     np.testing.assert_allclose(
-        mean_activation(visual, images, mode="paper"), mean_activation(visual, images), rtol=1e-9
+        mean_activation(visual, images, edition="paper"), mean_activation(visual, images), rtol=1e-9
     )
-    with pytest.raises(MergelibError, match="unknown mode 'papre'"):
-        mean_activation(visual, images, mode="papre")
+    with pytest.raises(MergelibError, match="unknown edition 'papre'"):
+        mean_activation(visual, images, edition="papre")
 
 
 # --- Calibration images ---------------------------------------------------------------------------

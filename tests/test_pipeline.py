@@ -19,16 +19,17 @@ from mergelib.cli import main
 from mergelib.core.store import load_tensors, read_json, save_tensors
 from mergelib.metrics.encoder import mean_activation
 from mergelib.metrics.published_gradients import published_gradients
-from mergelib.metrics.registry import METRICS
+from mergelib.metrics.registry import published_metrics
 from mergelib.models.accuracy import accuracy
 from mergelib.models.backbones import GLYPH_VIT, load
-from mergelib.pipeline import keys as keys_module
-from mergelib.pipeline import loaded, params, units
-from mergelib.pipeline.keys import path
-from mergelib.pipeline.run import _locked, execute
+from mergelib.pipeline import loaded, params, task_data
+from mergelib.pipeline.keys import key, path
+from mergelib.pipeline.run import execute, locked
 from mergelib.pipeline.tables import metrics_table
+from mergelib.pipeline.units import data, factors, merged, summary, tuned
 from mergelib.tasks import TASKS
 
+PUBLISHED = published_metrics()
 FILES = ("metrics.csv", "merges.csv", "tasks.csv", "meta.json")
 
 
@@ -56,9 +57,9 @@ def test_the_tables_are_whole(smoke, done):
     run = params.load(smoke)
     pairs = list(itertools.combinations(run.tasks, 2))
     metrics = pd.read_csv(done / "tables" / "metrics.csv")
-    assert list(metrics.columns) == ["task_a", "task_b", *METRICS] and len(METRICS) == 28
+    assert list(metrics.columns) == ["task_a", "task_b", *PUBLISHED] and len(PUBLISHED) == 28
     assert list(zip(metrics.task_a, metrics.task_b, strict=True)) == pairs
-    assert np.isfinite(metrics[list(METRICS)].to_numpy()).all()
+    assert np.isfinite(metrics[PUBLISHED].to_numpy()).all()
     merges = pd.read_csv(done / "tables" / "merges.csv")
     assert len(merges) == len(pairs) * len(run.methods)
     accuracies = merges[["acc_a", "acc_b", "single_a", "single_b"]].to_numpy()
@@ -69,7 +70,7 @@ def test_the_tables_are_whole(smoke, done):
     single = merges.set_index("task_a")["single_a"].groupby("task_a").first()
     assert (tasks.fine_tuned[single.index] == single).all()
     meta = read_json(done / "tables" / "meta.json")
-    assert meta["mode"] == "corrected" and meta["backbone"] == GLYPH_VIT
+    assert meta["edition"] == "corrected" and meta["backbone"] == GLYPH_VIT
 
 
 def test_a_merge_by_hand_gives_the_table_s_accuracy(smoke, done):
@@ -84,10 +85,10 @@ def test_a_merge_by_hand_gives_the_table_s_accuracy(smoke, done):
         {name: (states[0][name] + states[1][name]) / 2 for name in states[0]}
     )
     for side, task in (("acc_a", row.task_a), ("acc_b", row.task_b)):
-        test = loaded.split(done / "store", run, task, "test")
+        test = task_data.split(done / "store", run, task, "test")
         with torch.no_grad():
             features = backbone.model.visual(backbone.normalize(test.images))
-        guess = (features @ loaded.head(run, task).T).argmax(1)
+        guess = (features @ task_data.head(run, task).T).argmax(1)
         # Rounding of the weights may turn an image on the edge, no more.
         assert float((guess == test.labels).float().mean()) == pytest.approx(row[side], abs=0.02)
 
@@ -102,7 +103,7 @@ def test_a_compiled_encoder_has_the_weights_of_every_merge(smoke, done, monkeypa
     monkeypatch.setattr(torch, "compile", stand_in)
     loaded._compiled.cache_clear()
     run, store = replace(params.load(smoke), compile=True), done / "store"
-    files = units.make_merged(store, run, *run.tasks[:2])
+    files = merged.make(store, run, *run.tasks[:2])
     loaded._compiled.cache_clear()
     assert len(compiled) == 1
     merges = pd.read_csv(done / "tables" / "merges.csv")
@@ -134,15 +135,15 @@ def test_a_protecting_merge_weighs_by_what_the_base_lacks(smoke, done):
     tasks = pd.read_csv(done / "tables" / "tasks.csv").set_index("task").loc[list(pair)]
     lacks = 1 - tasks["zero_shot_calibration"] / tasks["fine_tuned_calibration"]
     w = (lacks.clip(0) / lacks.clip(0).sum()).to_numpy()
-    assert units._weights(store, run, pair) == pytest.approx(w)
-    (file,) = units.make_merged(store, run, *pair)
+    assert merged.knowledge(store, run, pair) == pytest.approx(w)
+    (file,) = merged.make(store, run, *pair)
     base = load().visual_state()
     a, b = (load_tensors(path(store, run, "tuned", task)) for task in pair)
     by_hand = {n: base[n] + w[0] * (a[n] - base[n]) + w[1] * (b[n] - base[n]) for n in base}
     visual = load().model.visual
     visual.load_state_dict(by_hand)
-    images, labels = loaded.ready(store, run, pair[0], "test")
-    expected = accuracy(visual, images, labels, loaded.head(run, pair[0]))
+    images, labels = task_data.ready(store, run, pair[0], "test")
+    expected = accuracy(visual, images, labels, task_data.head(run, pair[0]))
     assert read_json(file)["acc_a"] == pytest.approx(expected, abs=0.02)
 
 
@@ -150,7 +151,7 @@ def test_extra_metrics_come_when_they_are_named(smoke, done):
     names = ["base_knowledge", "cross_task_accuracy_of_b", "input_gradient_alignment"]
     run, store = replace(params.load(smoke), metrics=names), done / "store"
     for task in run.tasks:  # cross-task accuracies are found where they are named
-        units.make_summary(store, run, task)
+        summary.make(store, run, task)
     found = metrics_table(store, run)
     assert set(found.columns) == {"task_a", "task_b", *names}
     visual = load().model.visual
@@ -158,8 +159,8 @@ def test_extra_metrics_come_when_they_are_named(smoke, done):
     knowledge = tasks["zero_shot_calibration"] / tasks["fine_tuned_calibration"]
     for row in found.head(3).itertuples():
         visual.load_state_dict(load_tensors(path(store, run, "tuned", row.task_b)))
-        images, labels = loaded.ready(store, run, row.task_a, "calibration")
-        under_other = accuracy(visual, images, labels, loaded.head(run, row.task_a))
+        images, labels = task_data.ready(store, run, row.task_a, "calibration")
+        under_other = accuracy(visual, images, labels, task_data.head(run, row.task_a))
         assert row.cross_task_accuracy_of_b == pytest.approx(under_other)
         both = [knowledge[row.task_a], knowledge[row.task_b]]
         assert row.base_knowledge == pytest.approx(np.mean(both))
@@ -167,19 +168,19 @@ def test_extra_metrics_come_when_they_are_named(smoke, done):
 
 
 def test_a_paper_run_repeats_the_published_choices(smoke, done, tmp_path):
-    run = replace(params.load(smoke), mode="paper", methods={"weight_avg": {}})
+    run = replace(params.load(smoke), edition="paper", methods={"weight_avg": {}})
     run = replace(run, tasks=run.tasks[:3])
     store = tmp_path / "store"
     for part in ("base", "data", "tuned"):
         shutil.copytree(done / "store" / part, store / part)
     made = execute(run, store, tmp_path / "tables", jobs=1)
     metrics = made["metrics"]
-    assert list(metrics.columns) == ["task_a", "task_b", *METRICS]
+    assert list(metrics.columns) == ["task_a", "task_b", *PUBLISHED]
     assert read_json(tmp_path / "tables" / "meta.json")["calibration"]["split"] == "test"
     visuals = [load().model.visual for _ in run.tasks]
     for visual, task in zip(visuals, run.tasks, strict=True):
         visual.load_state_dict(load_tensors(path(store, run, "tuned", task)))
-    splits = [loaded.split(store, run, task, "test") for task in run.tasks]
+    splits = [task_data.split(store, run, task, "test") for task in run.tasks]
     images = [load().normalize(part.images) for part in splits]
     labels = [part.labels for part in splits]
     # random heads, test images of the pair's own tasks
@@ -192,7 +193,7 @@ def test_a_paper_run_repeats_the_published_choices(smoke, done, tmp_path):
     stream = random.Random(42)
     chosen = [sorted(stream.sample(range(60), run.pool_per_task)) for _ in run.tasks]
     pooled = torch.cat([part[i] for part, i in zip(images, chosen, strict=True)])
-    means = [mean_activation(visual, pooled, mode="paper") for visual in visuals]
+    means = [mean_activation(visual, pooled, edition="paper") for visual in visuals]
     length = metrics["activation_l2_distance"][0]
     assert length == pytest.approx(float((means[0] - means[1]).norm()), rel=1e-5)
     # three matrices of the text side, on which identical (zero) task vectors overlap wholly
@@ -227,8 +228,8 @@ def test_nothing_is_done_twice_and_nothing_asks_for_the_network(
     smoke, done, tmp_path, no_network, monkeypatch
 ):
     run = params.load(smoke)
-    for unit in ("make_data", "make_tuned", "make_summary", "make_factors", "make_merged"):
-        monkeypatch.setattr(units, unit, None)  # a call would fail
+    for unit in (data, tuned, summary, factors, merged):
+        monkeypatch.setattr(unit, "make", None)  # a call would fail
     execute(run, done / "store", tmp_path, jobs=1)
     for name in FILES:
         assert (tmp_path / name).read_bytes() == (done / "tables" / name).read_bytes()
@@ -263,11 +264,11 @@ def test_a_key_follows_what_it_depends_on(smoke):
     run = params.load(smoke)
     slower = replace(run, finetune=replace(run.finetune, learning_rate=1e-4))
     other = replace(run, methods=run.methods | {"ties": {"density": 0.5}})
-    assert keys_module.key(run, "data", "digits") == keys_module.key(slower, "data", "digits")
-    assert keys_module.key(run, "tuned", "digits") != keys_module.key(slower, "tuned", "digits")
+    assert key(run, "data", "digits") == key(slower, "data", "digits")
+    assert key(run, "tuned", "digits") != key(slower, "tuned", "digits")
     pair = ("digits", "braille")
     for method, same in (("ties", False), ("tsv", True)):
-        keys = [keys_module.key(each, "merged", *pair, method) for each in (run, other)]
+        keys = [key(each, "merged", *pair, method) for each in (run, other)]
         assert (keys[0] == keys[1]) is same
 
 
@@ -293,7 +294,7 @@ def test_another_backbone_runs_the_same_line(smoke, tmp_path):
     small = replace(small, methods={"weight_avg": {}}, pool_per_task=1)
     small = replace(small, finetune=replace(run.finetune, steps=1, batch=2))
     made = execute(small, tmp_path / "store", tmp_path / "tables", jobs=1)
-    assert np.isfinite(made["metrics"][list(METRICS)].to_numpy()).all()
+    assert np.isfinite(made["metrics"][PUBLISHED].to_numpy()).all()
     assert read_json(tmp_path / "tables" / "meta.json")["source"] == "ViT-S-32-alt"
 
 
@@ -314,8 +315,8 @@ def models(tmp_path):
 def merge_of(models, **changes):
     given = {"--base": "base.safetensors", "--method": "tsv", "--out": "out.safetensors"} | changes
     words = ["merge", "--models", str(models / "a.safetensors"), str(models / "b.safetensors")]
-    for key, value in given.items():
-        words += [key, value if key == "--method" else str(models / value)]
+    for option, value in given.items():
+        words += [option, value if option == "--method" else str(models / value)]
     return words
 
 
@@ -376,8 +377,8 @@ def test_a_truncated_checkpoint_in_the_store_is_named(smoke, tmp_path, capsys):
     execute(small, tmp_path / "store", tmp_path / "tables", jobs=1)
     file = path(tmp_path / "store", small, "tuned", "digits")
     file.write_bytes(file.read_bytes()[:2000])
-    for summary in (tmp_path / "store" / "summary").iterdir():
-        summary.unlink()
+    for stored in (tmp_path / "store" / "summary").iterdir():
+        stored.unlink()
     with pytest.raises(Exception, match=file.name) as caught:
         execute(small, tmp_path / "store", tmp_path / "again", jobs=1)
     assert type(caught.value).__name__ == "MergelibError" and "truncated" in str(caught.value)
@@ -386,5 +387,5 @@ def test_a_truncated_checkpoint_in_the_store_is_named(smoke, tmp_path, capsys):
 
 def test_a_store_is_for_one_run_at_a_time(smoke, tmp_path):
     run = params.load(smoke)
-    with _locked(tmp_path), pytest.raises(Exception, match="in use by another run"):
+    with locked(tmp_path), pytest.raises(Exception, match="in use by another run"):
         execute(run, tmp_path, tmp_path / "tables", jobs=1)

@@ -6,8 +6,9 @@ import torch
 
 from mergelib.core.errors import MergelibError
 from mergelib.models.finetune import Recipe
-from mergelib.pipeline import loaded, tables, units
+from mergelib.pipeline import tables, task_data
 from mergelib.pipeline.params import Run, Sizes
+from mergelib.pipeline.units import base, data, summary, tuned
 from studies import calibration_pools
 
 
@@ -28,10 +29,10 @@ def store(run, tmp_path_factory):
     store = tmp_path_factory.mktemp("store")
     with pytest.raises(MergelibError, match="no checkpoint of latin_upper as two makes it"):
         calibration_pools.tables(store, run)
-    units.make_base(store, run)
-    for unit in (units.make_data, units.make_tuned, units.make_summary):
+    base.make(store, run)
+    for unit in (data, tuned, summary):
         for task in run.tasks:
-            unit(store, run, task)
+            unit.make(store, run, task)
     return store
 
 
@@ -60,7 +61,7 @@ def test_designs_differ_where_they_should(table):
 
 
 def test_random_heads_are_a_new_linear_layers(run, store):
-    like = loaded.head(run, "animals")
+    like = task_data.head(run, "animals")
     one, same, other = (calibration_pools.random_head(like, 0, "animals", k) for k in (1, 1, 2))
     assert one.shape == like.shape and torch.equal(one, same) and not torch.equal(one, other)
     bound = like.shape[1] ** -0.5
@@ -72,7 +73,7 @@ def test_random_heads_are_a_new_linear_layers(run, store):
 def test_halves_share_no_image(run, store):
     first, second = (calibration_pools.half(store, run, 8, draw) for draw in (0, 1))
     assert first[2].tolist() == [0] * 4 + [1] * 4 + [2] * 4  # a half holds four
-    whole = [loaded.ready(store, run, task, "calibration")[0] for task in run.tasks]
+    whole = [task_data.ready(store, run, task, "calibration")[0] for task in run.tasks]
     for i, images in enumerate(whole):
         both = torch.cat([part[0][part[2] == i] for part in (first, second)])
         assert torch.equal(both, images)

@@ -6,7 +6,7 @@ import torch
 from torch.nn import functional
 
 from mergelib.core.errors import MergelibError
-from mergelib.models.regularizers import REGULARIZERS, double_backward, gradient_norm, l2_to_base
+from mergelib.models.regularizers import PENALTIES, double_backward, gradient_norm, l2_to_base
 
 
 @pytest.fixture(scope="module")
@@ -44,10 +44,10 @@ def penalty_at(name, tower, parameters):
     return sum((p.grad**2).sum().item() for p in parameters.values())
 
 
-@pytest.mark.parametrize("name", list(REGULARIZERS))
+@pytest.mark.parametrize("name", list(PENALTIES))
 def test_value_and_gradient_against_finite_differences(tower, name):
     parameters = dict(tower[0].named_parameters())
-    penalty = REGULARIZERS[name].function(loss_of(tower), parameters, tower[1])
+    penalty = PENALTIES[name].function(loss_of(tower), parameters, tower[1])
     assert penalty.shape == ()
     assert penalty.item() == pytest.approx(penalty_at(name, tower, parameters), rel=1e-10)
     gradients = torch.autograd.grad(penalty, list(parameters.values()))
@@ -98,7 +98,7 @@ def test_gradient_norm_adds_a_gradient_that_lowers_it(tower):
 
 def test_training_steps_with_each_penalty(tower):
     visual, base, *_ = tower
-    for row in REGULARIZERS.rows():
+    for row in PENALTIES.rows():
         parameters = {k: p.detach().clone().requires_grad_() for k, p in base.items()}
         optimizer = torch.optim.AdamW(parameters.values(), lr=1e-3)
         losses = []
@@ -138,5 +138,5 @@ def test_bad_input(tower):
     with pytest.raises(MergelibError, match="no parameters"):
         l2_to_base(x.sum(), {}, {})
     with pytest.raises(MergelibError, match="did you mean 'gradient_norm'"):
-        REGULARIZERS["gradientnorm"]
-    assert list(REGULARIZERS.table()["name"]) == ["gradient_norm", "l2_to_base"]
+        PENALTIES["gradientnorm"]
+    assert list(PENALTIES.table()["name"]) == ["gradient_norm", "l2_to_base"]

@@ -9,7 +9,7 @@ from scipy import stats
 from sklearn.linear_model import Lasso, LinearRegression
 from sklearn.preprocessing import MinMaxScaler
 
-from mergelib.metrics.registry import METRICS
+from mergelib.metrics.registry import published_metrics
 from mergelib.pairs.inference import fold_interval, relabellings
 from mergelib.pairs.tables import Pairs, assemble
 from mergelib.pairs.targets import target
@@ -57,7 +57,7 @@ def tables():
     rng = np.random.default_rng(1)
     tasks = [f"t{k}" for k in range(9)]
     i, j = np.triu_indices(9, 1)
-    names = [row.name for row in METRICS.rows()]
+    names = published_metrics()
     use = [names[k] for k in (0, 4, 5, 6, 13, 14, 19, 20)]
     factor = rng.normal(size=(9, len(use)))
     X = factor[i] + factor[j] + rng.normal(size=(36, len(use)))

@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from mergelib.metrics.registry import METRICS
+from mergelib.metrics.registry import published_metrics
 from mergelib.pairs import correlation, targets
 from mergelib.pairs.correlation import score
 from mergelib.pairs.tables import Tables, pairs_of
@@ -24,7 +24,7 @@ def made_tables(n_tasks: int = 8, missing: int = 0, seed: int = 3) -> Tables:
     rng = np.random.default_rng(seed)
     tasks = [f"t{k}" for k in range(n_tasks)]
     i, j = np.triu_indices(n_tasks, 1)
-    names = [row.name for row in METRICS.rows()]
+    names = published_metrics()
     factor = rng.normal(size=(n_tasks, len(names)))
     X = factor[i] + factor[j] + rng.normal(size=(len(i), len(names)))
     metrics = pd.DataFrame(X, columns=names)

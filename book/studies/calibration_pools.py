@@ -4,7 +4,8 @@ What a metric owes to its pool, in a design that crosses two choices: the heads 
 loss has (the tasks' own, or random ones as published) and the images that a model sees (one pool
 shared by all models, or those of its own task as published).
 
-    python -m mergelib.pools --params params/glyph20.yaml --to book/tables/calibration
+    PYTHONPATH=book python -m studies.calibration_pools --params params/glyph20.yaml \
+        --to book/tables/calibration
 """
 
 import argparse
@@ -24,10 +25,10 @@ from mergelib.checkpoints.task_vectors import gram
 from mergelib.core.errors import MergelibError
 from mergelib.core.store import digest, load_tensors, write_atomic, write_json
 from mergelib.metrics.encoder import mean_activation, pool_gradients
-from mergelib.metrics.inputs import Ingredients
+from mergelib.metrics.inputs import Inputs
 from mergelib.metrics.registry import METRICS
 from mergelib.metrics.table import pairwise
-from mergelib.pipeline import keys, loaded, params
+from mergelib.pipeline import keys, loaded, params, task_data
 from mergelib.pipeline.params import Run
 
 SIZES = (1, 2, 4, 8, 16, 32)
@@ -53,7 +54,7 @@ def half(store: Path, run: Run, size: int, draw: int) -> tuple[Tensor, Tensor, T
     """
     images, labels, index = [], [], []
     for i, task in enumerate(run.tasks):
-        pixels, truth = loaded.ready(store, run, task, "calibration")
+        pixels, truth = task_data.ready(store, run, task, "calibration")
         cut = len(truth) // DRAWS
         part = slice(draw * cut, draw * cut + min(size, cut))
         images.append(pixels[part])
@@ -76,7 +77,7 @@ def tables(store: Path, run: Run, sizes: Sequence[int] = SIZES) -> pd.DataFrame:
                 f"{store} holds no checkpoint of {task} as {run.name} makes it: run `mergelib run` "
                 "with the same parameters and store first"
             )
-    heads = [loaded.head(run, task) for task in run.tasks]
+    heads = [task_data.head(run, task) for task in run.tasks]
     cells = list(itertools.product(HEADS, IMAGES, range(DRAWS), sizes))
     parts = []
     for cell in tqdm(cells, desc="pools"):
@@ -101,7 +102,7 @@ def _measure(store, run, task, pool, heads, activation) -> dict[str, Tensor]:
     images, labels, index = pool
     file = keys.path(store, run, "tuned", task)
     with loaded.one_thread():
-        visual = loaded._encoder(run, load_tensors(file), file)
+        visual = loaded.encoder(run, load_tensors(file), file)
         encoder, pixels = pool_gradients(visual, images, labels, heads, index)
         held = {"encoder": torch.cat([g.flatten() for g in encoder.values()])}
         held["input"] = pixels.flatten()
@@ -119,7 +120,7 @@ def _pairs(models: list[dict[str, Tensor]], tasks: Sequence[str]) -> pd.DataFram
     activation = None
     if "activation" in models[0]:
         activation = torch.stack([m["activation"] for m in models]).numpy()
-    x = Ingredients(
+    x = Inputs(
         gram=np.zeros((len(tasks), len(tasks))),
         layer_grams={},
         activation=activation,
@@ -136,18 +137,18 @@ def meta(run: Run, sizes: Sequence[int]) -> dict:
         "source": "glyph benchmark",
         "name": run.name,
         "backbone": run.backbone,
-        "mode": run.mode,
+        "edition": run.edition,
         "calibration": {"split": "calibration", "images_per_task": list(sizes), "halves": DRAWS},
         "seed": run.seed,
-        "command": "python -m mergelib.pools --params params/glyph20.yaml "
-        "--to book/tables/calibration",
+        "command": "PYTHONPATH=book python -m studies.calibration_pools "
+        "--params params/glyph20.yaml --to book/tables/calibration",
         "digests": {"tuned": digest([keys.key(run, "tuned", task) for task in run.tasks])},
     }
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Write metrics.csv and meta.json; 0 on success, 2 for a user's mistake."""
-    given = argparse.ArgumentParser(prog="python -m mergelib.pools", description=__doc__)
+    given = argparse.ArgumentParser(prog="python -m studies.calibration_pools", description=__doc__)
     given.add_argument("--params", type=Path, required=True, help="the finished run's YAML file")
     given.add_argument("--store", type=Path, default=Path("_build/store"), help="finished work")
     given.add_argument("--to", type=Path, required=True, metavar="DIR", help="folder of the table")

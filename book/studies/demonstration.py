@@ -9,7 +9,7 @@ from torch import Tensor
 
 from mergelib.merging.engine import merge
 from mergelib.merging.registry import METHODS
-from mergelib.metrics.inputs import ingredients
+from mergelib.metrics.inputs import read_inputs
 from mergelib.metrics.table import pairwise
 from mergelib.metrics.weights import summarize
 
@@ -76,7 +76,7 @@ def _measured(
         }
         for tuned, one in zip(weights, (first, second), strict=True)
     ]
-    return pairwise(ingredients(base, weights, summaries), ["a", "b"], names)
+    return pairwise(read_inputs(base, weights, summaries), ["a", "b"], names)
 
 
 def merged_matrices(

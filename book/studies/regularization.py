@@ -196,7 +196,7 @@ def _released(root: Path) -> Study:
         "paper": "arXiv 2601.22285",
         "setting": SETTING,
         "backbone": backbone,
-        "mode": "paper",
+        "edition": "paper",
     }
     tasks = pd.DataFrame(rows, columns=["task", "variant", "run", "fine_tuned"])
     unique = without_copies(merges)

@@ -12,7 +12,7 @@ from mergelib.checkpoints.weights import Source
 from mergelib.core.store import digest, read_json, write_json
 
 
-def content(source: Source) -> str:
+def content_digest(source: Source) -> str:
     """Digest of a checkpoint's tensors by name."""
     with opened(source) as weights:
         return digest([(name, _digest(weights.get(name))) for name in sorted(weights.shapes)])
@@ -26,8 +26,8 @@ def _digest(tensor: Tensor) -> str:
     return state.hexdigest()
 
 
-def contents(folder: Path, sources: Sequence[Source]) -> list[str]:
-    """The contents of checkpoints; those of single files are remembered in `folder`.
+def content_digests(folder: Path, sources: Sequence[Source]) -> list[str]:
+    """Digests of what checkpoints hold; those of single files are remembered in `folder`.
 
     By path, size and time of change, as reading twenty models only to learn that they are the same
     takes longer than the metrics of one more.
@@ -37,11 +37,11 @@ def contents(folder: Path, sources: Sequence[Source]) -> list[str]:
 
 def _remembered(folder: Path, source: Source) -> str:
     if isinstance(source, Mapping) or not Path(source).is_file():
-        return content(source)
+        return content_digest(source)
     path = Path(source).resolve()
     stat = path.stat()
     stamp = [str(path), stat.st_size, stat.st_mtime_ns, stat.st_ino]
     note = folder / "contents" / f"{digest(stamp)[:24]}.json"
     if not note.is_file():
-        write_json(note, {"content": content(source)})
+        write_json(note, {"content": content_digest(source)})
     return read_json(note)["content"]

@@ -24,13 +24,13 @@ from torch import Tensor
 
 from mergelib.checkpoints.layouts import (
     TEXT,
-    derived,
-    hugging_face_vision,
     image_tower,
     is_hugging_face,
-    tower,
+    rearranged,
+    tower_names,
+    vision_names,
 )
-from mergelib.checkpoints.weights import Weights, of_mapping
+from mergelib.checkpoints.weights import Source, Weights, of_mapping
 from mergelib.core.errors import MergelibError
 from mergelib.core.store import read_json
 
@@ -53,34 +53,34 @@ def open_file(path: Path | str) -> Iterator[Weights]:
 def whole_clip(path: Path | str) -> dict[str, Tensor]:
     """All tensors of a Hugging Face CLIP (both towers) as an open_clip state dict.
 
-    Raises MergelibError as `opened` does, or if the text tower is absent.
+    Raises MergelibError as `open_file` does, or if the text tower is absent.
     """
     with ExitStack() as stack:
         weights = _raw(Path(path), stack)
         if not is_hugging_face(weights):
             raise MergelibError(f"{path} is no Hugging Face CLIP: it has no vision_model.* tensors")
-        vision = {f"visual.{n}": parts for n, parts in hugging_face_vision(weights).items()}
-        text = tower(weights, "text_model.", TEXT)
+        vision = {f"visual.{n}": parts for n, parts in vision_names(weights).items()}
+        text = tower_names(weights, "text_model.", TEXT)
         text |= {"text_projection": ("text_projection.weight",), "logit_scale": ("logit_scale",)}
-        both = derived(weights, vision | text)
+        both = rearranged(weights, vision | text)
         return {name: both.read(name) for name in both.shapes}
 
 
-def text_matrices(path: Path | str) -> int:
+def text_matrices(source: Source) -> int:
     """How many matrices of the text side, short of its transformer, lie beside the image tower.
 
     The published checkpoints keep three such, which fine-tuning of the image tower leaves as they
     were; the paper edition of the subspace metrics counts them.
     """
-    with ExitStack() as stack:
-        names = set(_raw(Path(path), stack).shapes)
+    if isinstance(source, Mapping):
+        names = set(source)
+    else:
+        with ExitStack() as stack:
+            names = set(_raw(Path(source), stack).shapes)
     if any(name.startswith("visual.") for name in names):
         return len(names.intersection(TEXT_MATRICES))
     theirs = {f"text_model.{TEXT[name]}" for name in TEXT_MATRICES if name in TEXT}
     return len(names & (theirs | {"text_projection.weight"}))
-
-
-# --- formats ----------------------------------------------------------------------------------
 
 
 def _raw(path: Path, stack: ExitStack) -> Weights:

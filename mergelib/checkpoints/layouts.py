@@ -37,22 +37,25 @@ BLOCK = {
 def image_tower(weights: Weights) -> Weights:
     """The image tower of a CLIP under open_clip's names; other weights as they stand."""
     if is_hugging_face(weights):
-        return derived(weights, hugging_face_vision(weights))
+        return rearranged(weights, vision_names(weights))
     prefix = "visual."
     inside = [name for name in weights.shapes if name.startswith(prefix)]
-    return derived(weights, {n.removeprefix(prefix): (n,) for n in inside}) if inside else weights
-
-
-# --- layouts ----------------------------------------------------------------------------------
+    return (
+        rearranged(weights, {n.removeprefix(prefix): (n,) for n in inside}) if inside else weights
+    )
 
 
 def is_hugging_face(weights: Weights) -> bool:
+    """Whether the names are those of Hugging Face's CLIP."""
     return any(name.startswith("vision_model.") for name in weights.shapes)
 
 
-def hugging_face_vision(weights: Weights) -> dict[str, tuple[str, ...]]:
-    """Names of the image tower, each with those of the tensors that it is stacked from."""
-    found = tower(weights, "vision_model.", VISION)
+def vision_names(weights: Weights) -> dict[str, tuple[str, ...]]:
+    """open_clip's names of the image tower, each with those of the tensors it is stacked from.
+
+    Raises MergelibError, naming it, for a vision tensor that belongs to no CLIP.
+    """
+    found = tower_names(weights, "vision_model.", VISION)
     used = {part for parts in found.values() for part in parts}
     for name in weights.shapes:
         rest = name.startswith("vision_model.") and not name.endswith(".position_ids")
@@ -66,7 +69,13 @@ def hugging_face_vision(weights: Weights) -> dict[str, tuple[str, ...]]:
     return found
 
 
-def tower(weights: Weights, prefix: str, ends: Mapping[str, str]) -> dict[str, tuple[str, ...]]:
+def tower_names(
+    weights: Weights, prefix: str, ends: Mapping[str, str]
+) -> dict[str, tuple[str, ...]]:
+    """open_clip's names of one tower, each with those of the tensors it is stacked from.
+
+    `ends` are what lies before and after its blocks.
+    """
     found = {ours: (prefix + theirs,) for ours, theirs in ends.items()}
     layer = re.compile(re.escape(prefix) + r"encoder\.layers\.(\d+)\.")
     count = 1 + max((int(m[1]) for n in weights.shapes if (m := layer.match(n))), default=-1)
@@ -80,10 +89,11 @@ def tower(weights: Weights, prefix: str, ends: Mapping[str, str]) -> dict[str, t
     return found
 
 
-def derived(weights: Weights, parts: Mapping[str, tuple[str, ...]]) -> Weights:
+def rearranged(weights: Weights, parts: Mapping[str, tuple[str, ...]]) -> Weights:
     """Weights whose tensors are stacks of others along the first axis, or transposed others.
 
     The projections are a Linear's weight in the Hugging Face layout, its transpose in open_clip's.
+    Raises MergelibError, naming the tensor, if one is absent or does not stack.
     """
     for names in parts.values():
         for name in names:

@@ -3,7 +3,9 @@
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 
-from mergelib.checkpoints.weights import Source, Weights, check_same
+from mergelib.checkpoints.formats import open_file
+from mergelib.checkpoints.layouts import image_tower
+from mergelib.checkpoints.weights import Source, Weights, check_same, of_mapping
 from mergelib.core.errors import MergelibError
 
 
@@ -11,22 +13,18 @@ from mergelib.core.errors import MergelibError
 def opened(source: Source, label: str = "") -> Iterator[Weights]:
     """Open a checkpoint (or wrap a mapping) for reading its image tower tensor by tensor.
 
-    Formats and names: `mergelib.checkpoints`. Raises MergelibError, naming the file, if it is
-    missing, truncated or of an unknown format.
+    Formats and names: `mergelib.checkpoints.formats`; `label` is what an error calls a mapping.
+    Raises MergelibError, naming the file, if it is missing, truncated or of an unknown format.
     """
-    from mergelib.checkpoints import formats, layouts
-    from mergelib.checkpoints.weights import of_mapping  # which needs this module's Weights
-
     if isinstance(source, Mapping):
-        state = of_mapping(source, label or "the given tensors")
-        yield layouts.image_tower(state)
+        yield image_tower(of_mapping(source, label or "the given tensors"))
         return
-    with formats.open_file(source) as weights:
+    with open_file(source) as weights:
         yield weights
 
 
 @contextmanager
-def models(base: Source, tuned: Sequence[Source]) -> Iterator[tuple[Weights, list[Weights]]]:
+def opened_models(base: Source, tuned: Sequence[Source]) -> Iterator[tuple[Weights, list[Weights]]]:
     """Open a base and T models of its architecture.
 
     Raises MergelibError for other names or shapes, no model, or a file that cannot be read.

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mergelib.checkpoints.reading import models
+from mergelib.checkpoints.reading import opened_models
 from mergelib.checkpoints.weights import Source, Weights
 from mergelib.core.errors import MergelibError
 from mergelib.core.threads import threaded
@@ -27,10 +27,10 @@ def task_vectors(base: Source, tuned: Sequence[Source]) -> Iterator[tuple[str, T
 
     Only one tensor of each model is in memory at a time; names come in alphabetical order; integer
     tensors are skipped. The difference is taken in float64, so that it is exact for float32.
-    Raises MergelibError as `models` does, and for NaN or infinite entries.
+    Raises MergelibError as `opened_models` does, and for NaN or infinite entries.
     Source: Ilharco et al. 2023, "Editing models with task arithmetic", section 2.
     """
-    with models(base, tuned) as (origin, others):
+    with opened_models(base, tuned) as (origin, others):
         for name in sorted(origin.floating):
             start = origin.read(name)
             yield name, torch.stack([difference(other.read(name), start) for other in others])
@@ -89,13 +89,14 @@ def sweep(
 ) -> Iterator[tuple[str, Result]]:
     """Yield (name, work(name, base, models)) for each floating-point tensor, in alphabetical order.
 
-    Runs of tensors are worked on in parallel, one core each. Raises MergelibError as `models` does.
+    Runs of tensors are worked on in parallel, one core each.
+    Raises MergelibError as `opened_models` does.
     """
-    with models(base, tuned) as (origin, _):
+    with opened_models(base, tuned) as (origin, _):
         runs = _runs({name: origin.shapes[name] for name in sorted(origin.floating)})
 
     def of_run(names: Sequence[str]) -> list[tuple[str, Result]]:
-        with models(base, tuned) as (origin, others):
+        with opened_models(base, tuned) as (origin, others):
             return [(name, work(name, origin, others)) for name in names]
 
     for found in threaded(of_run, runs):

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from mergelib.core.errors import MergelibError
 
-Source = Path | str | Mapping[str, Tensor]  # a checkpoint (see checkpoints), or tensors
+Source = Path | str | Mapping[str, Tensor]  # a checkpoint (see `formats`), or tensors
 
 
 @dataclass(frozen=True)

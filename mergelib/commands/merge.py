@@ -25,24 +25,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Write the merged checkpoint."""
     from mergelib.checkpoints.reading import opened
-    from mergelib.core.devices import find_device
-    from mergelib.core.store import save_tensors
-    from mergelib.merging.cache import kept_factors
-    from mergelib.merging.engine import merge
-    from mergelib.merging.registry import METHODS, preset
+    from mergelib.face import merge
 
-    given = dict(_assignment(text) for text in args.set)
-    params = {**preset(args.method, args.edition), **given}
-    factors = None
-    if args.cache and METHODS[args.method].factored:
-        factors = kept_factors(args.cache, args.base, args.models)
-    base, device = args.base, find_device(args.device)
-    if device != "cpu":  # a merge computes where its base is
-        with opened(args.base) as weights:
-            base = {name: weights.read(name).to(device) for name in weights.shapes}
-    state = merge(base, args.models, args.method, args.seed, factors, **params)
-    save_tensors(args.out, state)
-    print(f"{args.out}: {len(state)} tensors merged from {len(args.models)} models")
+    merge(
+        args.base,
+        args.models,
+        args.method,
+        args.out,
+        args.edition,
+        args.seed,
+        args.cache,
+        args.device,
+        **dict(_assignment(text) for text in args.set),
+    )
+    with opened(args.out) as weights:
+        count = len(weights.shapes)
+    print(f"{args.out}: {count} tensors merged from {len(args.models)} models")
 
 
 def _assignment(text: str) -> tuple[str, object]:

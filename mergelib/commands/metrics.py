@@ -11,7 +11,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--base", type=Path, required=True, help="pretrained weights")
     add("--models", type=Path, nargs="+", required=True, help="two or more")
-    add("--mode", default="corrected", help="corrected or paper")
+    add("--edition", default="corrected", help="corrected or paper")
     add("--extra", action="store_true", help="principal angles as well")
     add("--out", type=Path, required=True, help=".csv or .parquet")
     add("--cache", type=Path, help="folder that keeps what one more model needs")
@@ -20,13 +20,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Write the metrics table of the checkpoints."""
-    from mergelib.core.devices import find_device
     from mergelib.core.store import write_table
-    from mergelib.metrics.table import pairwise_of_checkpoints
+    from mergelib.face import measure
+    from mergelib.metrics.table import weight_metrics
 
-    device = find_device(args.device)
-    table = pairwise_of_checkpoints(
-        args.base, args.models, args.mode, args.extra, args.cache, device
-    )
+    names = weight_metrics(args.extra)
+    table = measure(args.base, args.models, names, args.edition, args.cache, args.device)
     write_table(args.out, table)
     print(f"{args.out}: {len(table)} pairs, {table.shape[1] - 2} metrics")

@@ -29,7 +29,7 @@ def sweep(
 ) -> Iterator[tuple[str, Tensor]]:
     """Yield (name, work(θ0, layer)) for each floating-point tensor of the base, in any order.
 
-    `factors` are files of `mergelib.merging.kept`, one a model. Tensors are worked on in parallel,
+    `factors` are files of `mergelib.merging.cache`, one a model. Tensors are worked on in parallel,
     one core each. Raises MergelibError for other names or shapes, NaN, a file that cannot be read,
     and factors that are not of these models.
     """
@@ -116,14 +116,14 @@ def merge(
 ) -> dict[str, Tensor]:
     """Merge fine-tuned models: θ0 + Δ(τ1 … τT), tensor by tensor.
 
-    `base` and each of `tuned` are state dicts, or checkpoints (`mergelib.checkpoints`; read tensor
-    by tensor), with the same names and shapes. Floating tensors come in float32, on the device of
-    the base; others (counters, masks) are copied from the base. `seed` matters for random methods
-    only (`METHODS[method].random`). `factors`, one file of `mergelib.merging.kept` a model, spares
-    tsv the decompositions; other methods do without. `into` are the tensors to write to (say, those
-    of a model that evaluates one merge after another); they are returned. Raises MergelibError for
-    an unknown method, a wrong parameter, no model, other names or shapes (of `into` too), NaN, and
-    a file that cannot be read.
+    `base` and each of `tuned` are state dicts, or checkpoints (`mergelib.checkpoints.formats`; read
+    tensor by tensor), with the same names and shapes. Floating tensors come in float32, on the
+    device of the base; others (counters, masks) are copied from the base. `seed` matters for random
+    methods only (`METHODS[method].random`). `factors`, one file of `mergelib.merging.cache` a
+    model, spares tsv the decompositions; other methods do without. `into` are the tensors to write
+    to (say, those of a model that evaluates one merge after another); they are returned.
+    Raises MergelibError for an unknown method, a wrong parameter, no model, other names or shapes
+    (of `into` too), NaN, and a file that cannot be read.
     """
     row = METHODS[method]
     params = row.check(params)

@@ -70,12 +70,12 @@ class Layer(Sequence[Tensor]):
 
         Those that were kept are in the type that they were kept in, new ones in float64.
         """
-        if self._kept is None or rank > kept_rank(self.shape):
+        if self._kept is None or rank > cached_rank(self.shape):
             return triplets(self[position], rank)
         u, s, v = self._kept(position)
         return u[:, :rank], s[:rank], v[:, :rank]
 
 
-def kept_rank(shape: Sequence[int]) -> int:
+def cached_rank(shape: Sequence[int]) -> int:
     """How many triplets a file of factors keeps: half the spectrum, all that pairs use."""
     return min(shape) // 2

@@ -1,5 +1,6 @@
 """The catalogue of merging methods: a row each, with its parameters and their three presets."""
 
+import inspect
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ from torch import Tensor
 from mergelib.core.errors import MergelibError
 from mergelib.core.registry import Registry, unknown
 
-EDITIONS = {"corrected": "defaults", "paper": "released", "original": "original"}
+EDITIONS = ("corrected", "paper", "original")
 
 
 @dataclass(frozen=True)
@@ -54,13 +55,13 @@ class Method:
     to the merged task vector, of its shape, coefficient applied. A `random` method takes
     `seed` as well; a `factored` one is spared work by kept factors. `survey(layer, **params)`,
     where a method has one, is summed over all tensors first, and the function takes the sum as
-    `surveyed`.
+    `surveyed`. `corrected`, `paper` and `original` are the parameters of the editions (`preset`).
     """
 
     name: str
     parameters: Mapping[str, Parameter]
-    defaults: Mapping[str, Any]
-    released: Mapping[str, Any]
+    corrected: Mapping[str, Any]
+    paper: Mapping[str, Any]
     original: Mapping[str, Any]
     random: bool
     reference: str
@@ -69,7 +70,7 @@ class Method:
     factored: bool = False
 
     def check(self, params: Mapping[str, Any]) -> dict[str, Any]:
-        """The defaults overridden by `params`.
+        """The corrected edition's parameters overridden by `params`.
 
         Raises MergelibError for an unknown parameter or a value that is not accepted.
         """
@@ -83,34 +84,40 @@ class Method:
                     f"{self.name}: parameter {name!r} must be {self.parameters[name]}, "
                     f"not {value!r}"
                 )
-        return {**self.defaults, **params}
+        return {**self.corrected, **params}
 
 
-METHODS: Registry[Method] = Registry("merging method")
+METHODS: Registry[Method] = Registry("merging method", group="mergelib.methods")
 
 
 def method(
     name: str,
     *,
-    reference: str,
+    reference: str = "",
     parameters: Mapping[str, Parameter] | None = None,
-    defaults: Mapping[str, Any] | None = None,
-    released: Mapping[str, Any] | None = None,
+    corrected: Mapping[str, Any] | None = None,
+    paper: Mapping[str, Any] | None = None,
     original: Mapping[str, Any] | None = None,
     random: bool = False,
     factored: bool = False,
     survey: Callable[..., Tensor] | None = None,
 ) -> Callable[[Callable[..., Tensor]], Callable[..., Tensor]]:
-    """Register a function; `released` and `original` hold what differs from `defaults`."""
-    ours = dict(defaults or {})
+    """Register a function f(layer, **params) -> task vector under a name; see `Method`.
+
+    `paper` and `original` hold what differs from `corrected`. Without `parameters` they are those
+    that the function itself gives a default (a number or a flag is checked to be one). Raises
+    MergelibError if another module has registered the name.
+    """
 
     def register(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        own = _defaults(function) if parameters is None else {}
+        ours = {**own, **(corrected or {})}
         METHODS.add(
             Method(
                 name=name,
-                parameters=dict(parameters or {}),
-                defaults=ours,
-                released={**ours, **(released or {})},
+                parameters={n: _like(v) for n, v in own.items()} | dict(parameters or {}),
+                corrected=ours,
+                paper={**ours, **(paper or {})},
                 original={**ours, **(original or {})},
                 random=random,
                 reference=reference,
@@ -124,6 +131,19 @@ def method(
     return register
 
 
+def _defaults(function: Callable[..., Tensor]) -> dict[str, Any]:
+    """The parameters that have a default, after the layer."""
+    _, *rest = inspect.signature(function).parameters.values()
+    return {each.name: each.default for each in rest if each.default is not each.empty}
+
+
+def _like(value: Any) -> Parameter:
+    """What is accepted where this is the default."""
+    if isinstance(value, bool):
+        return FLAG
+    return NUMBER if _is_number(value) else Parameter("anything", lambda given: True)
+
+
 def preset(name: str, edition: str = "corrected") -> dict[str, Any]:
     """The parameters of a method in one edition.
 
@@ -134,4 +154,4 @@ def preset(name: str, edition: str = "corrected") -> dict[str, Any]:
     row = METHODS[name]
     if edition not in EDITIONS:
         raise MergelibError(unknown("edition", edition, EDITIONS))
-    return dict(getattr(row, EDITIONS[edition]))
+    return dict(getattr(row, edition))

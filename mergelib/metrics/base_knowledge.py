@@ -6,27 +6,27 @@ well is said to survive a merge best.
 
 import numpy as np
 
-from mergelib.metrics.inputs import Ingredients
-from mergelib.metrics.registry import EXTRA, metric
+from mergelib.metrics.inputs import Inputs
+from mergelib.metrics.registry import metric
 
 CATEGORY = "base_knowledge"
 REFERENCE = "Rahamim et al. 2026, Will it Merge? (arXiv 2601.06672)"
 INF = float("inf")
 
 
-def knowledge(x: Ingredients) -> np.ndarray:
+def knowledge(x: Inputs) -> np.ndarray:
     """K_t = zero_shot_t / fine_tuned_t: (T,); NaN where the fine-tuned accuracy is 0."""
     before, after = x.need("zero_shot"), x.need("fine_tuned")
     return np.divide(before, after, out=np.full(len(after), np.nan), where=after > 0)
 
 
-@metric("base_knowledge", CATEGORY, (0, INF), REFERENCE, registry=EXTRA)
-def base_knowledge(x: Ingredients, mode: str = "corrected") -> np.ndarray:
+@metric("base_knowledge", CATEGORY, (0, INF), REFERENCE)
+def base_knowledge(x: Inputs) -> np.ndarray:
     """(K_i + K_j) / 2."""
     return np.add.outer(knowledge(x), knowledge(x)) / 2
 
 
-@metric("base_knowledge_difference", CATEGORY, (0, INF), REFERENCE, registry=EXTRA)
-def base_knowledge_difference(x: Ingredients, mode: str = "corrected") -> np.ndarray:
+@metric("base_knowledge_difference", CATEGORY, (0, INF), REFERENCE)
+def base_knowledge_difference(x: Inputs) -> np.ndarray:
     """|K_i − K_j|."""
     return np.abs(np.subtract.outer(knowledge(x), knowledge(x)))

@@ -1,6 +1,6 @@
 """Weight summaries and Gram entries kept in a folder, so that one more model costs one pass.
 
-Files are named by the content of base and model (`mergelib.contents`).
+Files are named by the content of base and model (`mergelib.checkpoints.digests`).
 """
 
 from collections.abc import Mapping, Sequence
@@ -20,11 +20,11 @@ FORMAT = 2  # raised when what a file holds or how it is computed changes
 GROUP = 20  # models that are surveyed in one pass: what they make is in memory until they are kept
 
 
-def kept_survey(
+def cached_survey(
     folder: Path, base: Source, models: Sequence[Source], keys: Sequence[str], device: str = "cpu"
 ) -> tuple[dict[str, np.ndarray], list[Path]]:
     """Gram matrices (T, T) by tensor, and files of summaries, as of `survey`; what is missing is
-    made. `keys`: contents of base and models.
+    made. `keys`: content digests of base and models.
 
     A model's file of Gram entries holds `with/<content>` (L,), its products with others in the L
     tensors, in alphabetical order. One new model among many costs its row, which reads all models

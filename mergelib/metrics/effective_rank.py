@@ -8,8 +8,8 @@ The singular values σ1 ≥ σ2 of the stack follow from the Gram matrix, in flo
 import numpy as np
 
 from mergelib.checkpoints import task_vectors
-from mergelib.metrics.inputs import Ingredients
-from mergelib.metrics.registry import metric
+from mergelib.metrics.inputs import Inputs
+from mergelib.metrics.registry import published_metric
 
 CATEGORY = "effective_rank"
 EPS = 1e-10
@@ -50,56 +50,58 @@ def layerwise_effective_rank_of(layer_grams: dict[str, np.ndarray]) -> np.ndarra
     return np.divide(total, weights, out=np.full_like(weights, 2.0), where=weights > 0)
 
 
-@metric("effective_rank", CATEGORY, (1, 2), duplicates=("singular_value_ratio",))
-def effective_rank(x: Ingredients, mode: str = "corrected") -> np.ndarray:
+@published_metric("effective_rank", CATEGORY, (1, 2), duplicates=("singular_value_ratio",))
+def effective_rank(x: Inputs) -> np.ndarray:
     """exp of the entropy of σ / Σσ; see `effective_rank_of`."""
     return effective_rank_of(x.gram)
 
 
-@metric("effective_rank_mergeability_score", CATEGORY, (0, 1), duplicates=("effective_rank",))
-def effective_rank_mergeability_score(x: Ingredients, mode: str = "corrected") -> np.ndarray:
+@published_metric(
+    "effective_rank_mergeability_score", CATEGORY, (0, 1), duplicates=("effective_rank",)
+)
+def effective_rank_mergeability_score(x: Inputs) -> np.ndarray:
     """clip(2 − effective_rank, 0, 1)."""
     return np.clip(2 - effective_rank_of(x.gram), 0, 1)
 
 
-@metric("stable_rank", CATEGORY, (1, 2), duplicates=("singular_value_ratio",))
-def stable_rank(x: Ingredients, mode: str = "corrected") -> np.ndarray:
+@published_metric("stable_rank", CATEGORY, (1, 2), duplicates=("singular_value_ratio",))
+def stable_rank(x: Inputs) -> np.ndarray:
     """(σ1 + σ2)² / (σ1² + σ2² + 1e-10); not the textbook's ‖A‖_F² / ‖A‖_2²."""
     first, second = singular_values(x.gram)
     return (first + second) ** 2 / (first**2 + second**2 + EPS)
 
 
-@metric("spectral_gap", CATEGORY, (0, 1), duplicates=("singular_value_ratio",))
-def spectral_gap(x: Ingredients, mode: str = "corrected") -> np.ndarray:
+@published_metric("spectral_gap", CATEGORY, (0, 1), duplicates=("singular_value_ratio",))
+def spectral_gap(x: Inputs) -> np.ndarray:
     """(σ1 − σ2) / (σ1 + 1e-10)."""
     first, second = singular_values(x.gram)
     return (first - second) / (first + EPS)
 
 
-@metric(
+@published_metric(
     "singular_value_ratio",
     CATEGORY,
     (0, 1),
     duplicates=("task_vector_cosine_similarity", "task_vector_magnitude_ratio"),
 )
-def singular_value_ratio(x: Ingredients, mode: str = "corrected") -> np.ndarray:
+def singular_value_ratio(x: Inputs) -> np.ndarray:
     """σ2 / (σ1 + 1e-10)."""
     first, second = singular_values(x.gram)
     return second / (first + EPS)
 
 
-@metric("layerwise_effective_rank", CATEGORY, (1, 2))
-def layerwise_effective_rank(x: Ingredients, mode: str = "corrected") -> np.ndarray:
+@published_metric("layerwise_effective_rank", CATEGORY, (1, 2))
+def layerwise_effective_rank(x: Inputs) -> np.ndarray:
     """Norm-weighted mean of the tensors' effective ranks; see `layerwise_effective_rank_of`."""
     return layerwise_effective_rank_of(x.layer_grams)
 
 
-@metric(
+@published_metric(
     "layerwise_effective_rank_mergeability_score",
     CATEGORY,
     (0, 1),
     duplicates=("layerwise_effective_rank",),
 )
-def layerwise_effective_rank_score(x: Ingredients, mode: str = "corrected") -> np.ndarray:
+def layerwise_effective_rank_score(x: Inputs) -> np.ndarray:
     """clip(2 − layerwise_effective_rank, 0, 1)."""
     return np.clip(2 - layerwise_effective_rank_of(x.layer_grams), 0, 1)

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, normalize
 
 from mergelib.core.errors import MergelibError
-from mergelib.metrics.registry import check_mode
+from mergelib.metrics.registry import check_edition
 
 PAPER_BATCH = 32
 
@@ -29,7 +29,7 @@ def check_images(images: Tensor) -> None:
     if images.ndim != 4 or not images.is_floating_point() or not len(images):
         raise MergelibError(
             f"images have shape {tuple(images.shape)} and type {images.dtype}: give at least one, "
-            "(N, 3, H, W), normalized to floating point by `mergelib.backbones.normalize`"
+            "(N, 3, H, W), normalized to floating point by `Backbone.normalize`"
         )
 
 
@@ -37,18 +37,19 @@ def mean_activation(
     visual: nn.Module,
     images: Tensor,
     batch_size: int | None = None,
-    mode: str = "corrected",
+    edition: str = "corrected",
 ) -> Tensor:
     """Output of the last transformer block, averaged over tokens and images: (width,) float64.
 
     h = 1/N Σ_n 1/L Σ_l block(x_n)_l, before the final norm and projection; `visual` is open_clip's
     vision transformer (block output (N, L, width)) and `images` (N, 3, H, W) are normalized. Every
-    image has the same weight. `mode="paper"`: every batch (of 32) has, however small the last one
-    is, h = 1/B Σ_b 1/N_b Σ_{n in b} …, as the published code averages the batch axis for tokens.
-    Raises MergelibError for an unknown mode, unusable images or a tower without transformer blocks.
+    image has the same weight. `edition="paper"`: every batch (of 32) has, however small the last
+    one is, h = 1/B Σ_b 1/N_b Σ_{n in b} …, as the published code averages the batch axis for
+    tokens. Raises MergelibError for an unknown edition, unusable images or a tower without
+    transformer blocks.
     Source: published metrics, category activation.
     """
-    check_mode(mode)
+    check_edition(edition)
     check_images(images)
     transformer = getattr(visual, "transformer", None)
     if not hasattr(transformer, "resblocks"):
@@ -63,9 +64,9 @@ def mean_activation(
     def keep(module: nn.Module, inputs: object, output: Tensor) -> None:
         rows = output.transpose(0, 1) if tokens_first else output
         of_images = rows.double().mean(dim=1)
-        seen.append((of_images.mean(dim=0) if mode == "paper" else of_images.sum(dim=0)).cpu())
+        seen.append((of_images.mean(dim=0) if edition == "paper" else of_images.sum(dim=0)).cpu())
 
-    batches = images.split(batch_size or (PAPER_BATCH if mode == "paper" else 100))
+    batches = images.split(batch_size or (PAPER_BATCH if edition == "paper" else 100))
     hook = transformer.resblocks[-1].register_forward_hook(keep)
     try:
         with evaluating(visual), torch.no_grad():
@@ -73,7 +74,7 @@ def mean_activation(
                 visual(batch.to(device))
     finally:
         hook.remove()
-    return torch.stack(seen).sum(dim=0) / (len(seen) if mode == "paper" else len(images))
+    return torch.stack(seen).sum(dim=0) / (len(seen) if edition == "paper" else len(images))
 
 
 def pool_gradients(

@@ -65,11 +65,11 @@ def squared_overlap(bases: np.ndarray) -> np.ndarray:
 
 
 @dataclass(frozen=True)
-class Ingredients:
+class Inputs:
     """Grams, factors and means of T models; what is None was not summarized.
 
     `zero_matrices` counts the matrices that are left out here because every task vector is zero
-    on them (3 in the published work: the text tower's remains); only `mode="paper"` counts them.
+    on them (3 in the published work: the text tower's remains); only `edition="paper"` counts them.
     """
 
     gram: np.ndarray  # (T, T) float64, task vectors
@@ -97,16 +97,16 @@ class Ingredients:
         return value
 
 
-def ingredients(
+def read_inputs(
     base_path: Source,
     checkpoint_paths: Sequence[Source],
     summary_paths: Sequence[Source],
     zero_matrices: int = 0,
     layer_grams: dict[str, np.ndarray] | None = None,
-) -> Ingredients:
-    """Gather the ingredients of T models, in the order of the paths, one tensor at a time.
+) -> Inputs:
+    """The inputs of the metrics of T models, in the order of the paths, read tensor by tensor.
 
-    `layer_grams` may be given, where `mergelib.vectors.grams` found them before.
+    `layer_grams` may be given, where `mergelib.checkpoints.task_vectors.grams` found them before.
 
     A summary file holds `sigma/<tensor>`, `u_top/<tensor>`, `v_top/…`, `u_bottom/…`, `v_bottom/…`
     and may hold `activation` (d,), `encoder_gradient/<tensor>`, `input_gradient` (N, 3, H, W),
@@ -129,7 +129,7 @@ def ingredients(
             check_same(files[0], file)
         encoder = _grams(files, "encoder_gradient/")
         images = _image_grams(files)
-        return Ingredients(
+        return Inputs(
             gram=sum(layer_grams.values()),
             layer_grams=layer_grams,
             factors=_factors(files, layer_grams),

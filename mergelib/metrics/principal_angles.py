@@ -11,8 +11,8 @@ from collections.abc import Callable
 
 import numpy as np
 
-from mergelib.metrics.inputs import Ingredients, basis_products
-from mergelib.metrics.registry import EXTRA, metric
+from mergelib.metrics.inputs import Inputs, basis_products
+from mergelib.metrics.registry import metric
 from mergelib.metrics.subspace import layer_mean
 
 CATEGORY = "principal_angles"
@@ -33,14 +33,14 @@ def principal_cosines(bases: np.ndarray) -> np.ndarray:
 def _define(side: str, end: str, statistic: str) -> None:
     reduce: Callable[[np.ndarray], np.ndarray] = STATISTICS[statistic]
 
-    def function(x: Ingredients, mode: str = "corrected") -> np.ndarray:
+    def function(x: Inputs) -> np.ndarray:
         return layer_mean(
             x, "corrected", lambda part: reduce(principal_cosines(getattr(part, end))), 0.0
         )
 
     function.__doc__ = f"Mean over ℓ of the {statistic} of the cosines of the {side} subspaces."
     name = f"{side}_principal_cosine_{statistic}"
-    metric(name, CATEGORY, (0, 1), REFERENCE, registry=EXTRA)(function)
+    metric(name, CATEGORY, (0, 1), REFERENCE)(function)
 
 
 for _side, _end in (("left", "u_top"), ("right", "v_top")):

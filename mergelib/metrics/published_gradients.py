@@ -2,9 +2,9 @@
 
 For every pair and every one of the six metrics the published code draws both heads anew, so that
 the cosine and the dot product of one pair are not of the same gradients and disagree in sign about
-half the time. `corrected` (`mergelib.metrics.pool_gradients`) uses the tasks' own heads and images
-that all models share. Its generator was the global one, in a state that nobody knows; here each
-head follows from a stated seed, the pair and the metric, so it agrees in distribution only.
+half the time. `corrected` (`mergelib.metrics.encoder.pool_gradients`) uses the tasks' own heads and
+images that all models share. Its generator was the global one, in a state that nobody knows; here
+each head follows from a stated seed, the pair and the metric, so it agrees in distribution only.
 """
 
 import itertools

@@ -1,5 +1,7 @@
 """The metrics' registry: what is known of each beside its formula."""
 
+import inspect
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -7,9 +9,9 @@ import numpy as np
 
 from mergelib.core.errors import MergelibError
 from mergelib.core.registry import Registry, unknown
-from mergelib.metrics.inputs import Ingredients
+from mergelib.metrics.inputs import Inputs
 
-MODES = ("corrected", "paper")
+EDITIONS = ("corrected", "paper")
 PAPER = "Demystifying Mergeability (arXiv 2601.22285)"
 SOURCES = {  # where a category's notion comes from; the formulas are the paper's
     "task_vector": "Ilharco et al. 2023, Editing models with task arithmetic",
@@ -24,71 +26,81 @@ Function = Callable[..., np.ndarray]
 class Metric:
     """One pairwise metric.
 
-    `range` holds in the corrected edition. `duplicates` names the metrics that determine this one
-    exactly (jointly, where there are several), so that it adds no information to them.
+    `published` tells the paper's 28 from the extra ones. `range` holds in the corrected edition.
+    `duplicates` names the metrics that determine this one exactly (jointly, where there are
+    several), so that it adds no information to them.
     """
 
     name: str
     category: str
+    published: bool
     symmetric: bool
     range: tuple[float, float]
     duplicates: tuple[str, ...]
     reference: str
     function: Function
 
-    def __call__(self, x: Ingredients, mode: str = "corrected") -> np.ndarray:
+    def __call__(self, x: Inputs, edition: str = "corrected") -> np.ndarray:
         """The metric for all ordered pairs: (T, T) float64."""
-        return self.function(x, mode)
+        if "edition" in inspect.signature(self.function).parameters:
+            return self.function(x, edition)
+        return self.function(x)
 
 
-METRICS: Registry[Metric] = Registry("metric")  # the published 28
-EXTRA: Registry[Metric] = Registry("metric")  # what else the literature holds to matter
+METRICS: Registry[Metric] = Registry("metric", group="mergelib.metrics")
 
 
-def check_mode(mode: str) -> None:
+def published_metrics() -> list[str]:
+    """Names of the paper's 28 metrics, in the order of its tables."""
+    return [row.name for row in METRICS.rows() if row.published]
+
+
+def check_edition(edition: str) -> None:
     """Raise MergelibError for an unknown edition."""
-    if mode not in MODES:
-        raise MergelibError(unknown("mode", mode, MODES))
-
-
-def find(name: str) -> Metric:
-    """The metric of that name, published or extra. Raises MergelibError for an unknown name."""
-    if name in METRICS:
-        return METRICS[name]
-    if name in EXTRA:
-        return EXTRA[name]
-    raise MergelibError(unknown("metric", name, [*METRICS, *EXTRA]))
+    if edition not in EDITIONS:
+        raise MergelibError(unknown("edition", edition, EDITIONS))
 
 
 def metric(
     name: str,
-    category: str,
-    range: tuple[float, float],
+    category: str = "other",
+    range: tuple[float, float] = (-math.inf, math.inf),
     reference: str = "",
     duplicates: tuple[str, ...] = (),
     symmetric: bool = True,
-    registry: Registry[Metric] = METRICS,
 ) -> Callable[[Function], Function]:
-    """Register a function f(x: Ingredients, mode) -> (T, T) array under a name.
+    """Register a function f(x: Inputs) -> (T, T) array under a name, as an extra metric.
 
-    Without a `reference` the metric is the paper's, after its category's source. Those in `EXTRA`
-    have one edition, the same in either mode.
+    A function that takes `edition` as well is told whether "corrected" or "paper" is asked for.
+    Raises MergelibError if another module has registered the name.
     """
-    reference = reference or "; ".join(filter(None, (PAPER, SOURCES.get(category))))
 
     def register(function: Function) -> Function:
-        registry.add(Metric(name, category, symmetric, range, duplicates, reference, function))
+        METRICS.add(
+            Metric(name, category, False, symmetric, range, duplicates, reference, function)
+        )
         return function
 
     return register
 
 
-# ---- Coefficients -----------------------------------------------------------------------------
+def published_metric(
+    name: str,
+    category: str,
+    range: tuple[float, float],
+    duplicates: tuple[str, ...] = (),
+) -> Callable[[Function], Function]:
+    """Register one of the paper's 28 metrics; its reference is the paper and its category's."""
+    reference = "; ".join(filter(None, (PAPER, SOURCES.get(category))))
+
+    def register(function: Function) -> Function:
+        METRICS.add(Metric(name, category, True, True, range, duplicates, reference, function))
+        return function
+
+    return register
 
 
 def categories(names: Sequence[str]) -> dict[str, str]:
-    """Category of each metric as `mergelib.metrics` registers it; "other" for what it does not."""
-    from mergelib.metrics.registry import METRICS
-
+    """Category of each metric as it is registered; "other" for what is not."""
     known = {row.name: row.category for row in METRICS.rows()}
     return {name: known.get(name, "other") for name in names}

@@ -1,84 +1,93 @@
 """The metrics table: every registered metric of every pair of models."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from mergelib.checkpoints.digests import contents
+from mergelib.checkpoints.digests import content_digests
 from mergelib.checkpoints.formats import text_matrices
+from mergelib.checkpoints.weights import Source
 from mergelib.core.errors import MergelibError
-from mergelib.metrics.cache import kept_survey
-from mergelib.metrics.inputs import Ingredients, ingredients
-from mergelib.metrics.registry import EXTRA, METRICS, check_mode, find
+from mergelib.metrics.cache import cached_survey
+from mergelib.metrics.inputs import Inputs, read_inputs
+from mergelib.metrics.registry import METRICS, check_edition, published_metrics
 from mergelib.metrics.weights import survey
 
 OF_WEIGHTS = ("task_vector", "effective_rank", "subspace", "principal_angles")
 
 
 def pairwise(
-    x: Ingredients,
+    x: Inputs,
     tasks: Sequence[str],
     names: Iterable[str] | None = None,
-    mode: str = "corrected",
+    edition: str = "corrected",
 ) -> pd.DataFrame:
     """The metrics table: task_a, task_b and one float64 column per metric.
 
     One row per unordered pair i < j in the order of `tasks`, T (T − 1) / 2 rows; columns in
     registration order: the published 28, or those in `names`, which may name extra ones (they come
-    last). `mode="paper"` repeats the published choices of the weight metrics: subspace_overlap
+    last). `edition="paper"` repeats the published choices of the weight metrics: subspace_overlap
     divided by k, and matrices that are zero counted in the subspace means. The calibration pool and
     the heads are those of the summaries in either (`mean_activation` has its own paper edition,
     `published_gradients` is that of the gradient metrics).
-    Raises MergelibError for an unknown metric or mode, a task list that does not fit, or a metric
-    whose ingredient is missing.
+    Raises MergelibError for an unknown metric or edition, a task list that does not fit, or a
+    metric whose input is missing.
     """
-    check_mode(mode)
+    check_edition(edition)
     tasks = list(tasks)
     if len(tasks) != len(x.gram) or len(set(tasks)) != len(tasks):
         raise MergelibError(
             f"{len(tasks)} task names ({len(set(tasks))} different) for {len(x.gram)} models: "
             "give each model one name of its own"
         )
-    wanted = set(METRICS) if names is None else {find(name).name for name in names}
+    wanted = published_metrics() if names is None else [METRICS[name].name for name in names]
     first, second = np.triu_indices(len(tasks), k=1)
     table = {"task_a": [tasks[i] for i in first], "task_b": [tasks[j] for j in second]}
-    for row in [*METRICS.rows(), *EXTRA.rows()]:
+    for row in METRICS.rows():
         if row.name in wanted:
-            table[row.name] = np.asarray(row(x, mode), dtype=np.float64)[first, second]
+            table[row.name] = np.asarray(row(x, edition), dtype=np.float64)[first, second]
     return pd.DataFrame(table)
 
 
+def weight_metrics(extra: bool = False) -> list[str]:
+    """Names of the published metrics that weights alone give; `extra` adds the principal angles."""
+    rows = [row for row in METRICS.rows() if row.category in OF_WEIGHTS]
+    return [row.name for row in rows if row.published or extra]
+
+
 def pairwise_of_checkpoints(
-    base: Path,
-    models: Sequence[Path],
-    mode: str = "corrected",
-    extra: bool = False,
+    base: Source,
+    models: Mapping[str, Source] | Sequence[Path],
+    names: Iterable[str] | None = None,
+    edition: str = "corrected",
     cache: Path | None = None,
     device: str = "cpu",
 ) -> pd.DataFrame:
-    """The weight metrics (task vector, effective rank, subspace) of checkpoints.
+    """The metrics of checkpoints that their weights give: `weight_metrics`, or those in `names`.
 
-    `extra` adds the principal angles. Formats and what is read: `mergelib.checkpoints`. Models are
-    named by their file names without suffix, or their directories' names. `mode="paper"` also
-    counts the matrices of the base's text side, as zero. `cache` is a folder that keeps what was
-    computed, by content, so that one more model costs its own pass; `device` is where factors and
-    Gram matrices are computed. Raises MergelibError for fewer than two models, equal names, and as
-    `mergelib.vectors.task_vectors` does.
+    Formats and what is read: `mergelib.checkpoints.formats`. Models that come as a list of paths
+    are named by their file names without suffix, or their directories' names. `edition="paper"`
+    also counts the matrices of the base's text side, as zero. `cache` is a folder that keeps what
+    was computed, by content, so that one more model costs its own pass; `device` is where factors
+    and Gram matrices are computed. Raises MergelibError for fewer than two models, equal names, an
+    unknown metric or edition, and as `mergelib.checkpoints.task_vectors.task_vectors` does.
     """
+    check_edition(edition)
+    names = weight_metrics() if names is None else [METRICS[name].name for name in names]
     if len(models) < 2:
         raise MergelibError(f"{len(models)} model: metrics compare two or more, give another")
-    zeros = text_matrices(base) if mode == "paper" else 0
+    labels = list(models) if isinstance(models, Mapping) else [_name(Path(m)) for m in models]
+    sources = list(models.values()) if isinstance(models, Mapping) else list(models)
+    zeros = text_matrices(base) if edition == "paper" else 0
     if cache is None:
-        layer_grams, summaries = survey(base, models, device=device)
+        layer_grams, summaries = survey(base, sources, device=device)
     else:
-        keys = contents(cache, [base, *models])
-        layer_grams, summaries = kept_survey(cache, base, models, keys, device)
-    x = ingredients(base, models, summaries, zeros, layer_grams)
-    rows = [*METRICS.rows(), *(EXTRA.rows() if extra else ())]
-    names = [row.name for row in rows if row.category in OF_WEIGHTS]
-    return pairwise(x, [_name(Path(model)) for model in models], names, mode)
+        keys = content_digests(cache, [base, *sources])
+        layer_grams, summaries = cached_survey(cache, base, sources, keys, device)
+    x = read_inputs(base, sources, summaries, zeros, layer_grams)
+    return pairwise(x, labels, names, edition)
 
 
 def _name(path: Path) -> str:

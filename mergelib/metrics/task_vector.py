@@ -3,20 +3,20 @@
 import numpy as np
 
 from mergelib.checkpoints import task_vectors
-from mergelib.metrics.inputs import Ingredients
-from mergelib.metrics.registry import metric
+from mergelib.metrics.inputs import Inputs
+from mergelib.metrics.registry import published_metric
 
 CATEGORY = "task_vector"
 INF = float("inf")
 
 
-@metric("task_vector_cosine_similarity", CATEGORY, (-1, 1))
-def cosine_similarity(x: Ingredients, mode: str = "corrected") -> np.ndarray:
+@published_metric("task_vector_cosine_similarity", CATEGORY, (-1, 1))
+def cosine_similarity(x: Inputs) -> np.ndarray:
     """τ_i·τ_j / (max(‖τ_i‖, 1e-8) max(‖τ_j‖, 1e-8))."""
     return task_vectors.cosine(x.gram)
 
 
-@metric(
+@published_metric(
     "task_vector_l2_distance",
     CATEGORY,
     (0, INF),
@@ -26,24 +26,26 @@ def cosine_similarity(x: Ingredients, mode: str = "corrected") -> np.ndarray:
         "task_vector_magnitude_ratio",
     ),
 )
-def l2_distance(x: Ingredients, mode: str = "corrected") -> np.ndarray:
+def l2_distance(x: Inputs) -> np.ndarray:
     """‖τ_i − τ_j‖."""
     return task_vectors.distance(x.gram)
 
 
-@metric("task_vector_dot_product", CATEGORY, (-INF, INF))
-def dot_product(x: Ingredients, mode: str = "corrected") -> np.ndarray:
+@published_metric("task_vector_dot_product", CATEGORY, (-INF, INF))
+def dot_product(x: Inputs) -> np.ndarray:
     """τ_i·τ_j."""
     return x.gram
 
 
-@metric("weight_space_angle", CATEGORY, (0, 180), duplicates=("task_vector_cosine_similarity",))
-def weight_space_angle(x: Ingredients, mode: str = "corrected") -> np.ndarray:
+@published_metric(
+    "weight_space_angle", CATEGORY, (0, 180), duplicates=("task_vector_cosine_similarity",)
+)
+def weight_space_angle(x: Inputs) -> np.ndarray:
     """arccos(cosine) in degrees."""
     return np.degrees(np.arccos(task_vectors.cosine(x.gram)))
 
 
-@metric("task_vector_magnitude_ratio", CATEGORY, (0, 1))
-def magnitude_ratio(x: Ingredients, mode: str = "corrected") -> np.ndarray:
+@published_metric("task_vector_magnitude_ratio", CATEGORY, (0, 1))
+def magnitude_ratio(x: Inputs) -> np.ndarray:
     """min(‖τ_i‖, ‖τ_j‖) / max(‖τ_i‖, ‖τ_j‖); 0 if a norm is below 1e-8."""
     return task_vectors.magnitude_ratio(x.gram)

@@ -27,15 +27,16 @@ def survey(
 ) -> tuple[dict[str, np.ndarray], list[Summary]]:
     """Gram matrices of T models and summaries of some, in one pass over the checkpoints.
 
-    The first are `mergelib.vectors.grams`, with its `rows`. The second, of the models in `fresh`
-    (None: all), are flat dicts: for every 2-D tensor `sigma/<tensor>` (min(100, m, n),) float64
-    and, with k = min(10, m, n), `u_top/<tensor>` (m, k), `v_top/…` (n, k), `u_bottom/…` (m, k),
-    `v_bottom/…` (n, k), float32, of the thin SVD of its task vector. All is computed in float64
-    (accuracy: `mergelib.factors.ends`); float32 is enough to keep the vectors (6e-8 per entry,
-    below what float32 checkpoints carry), while the values span many orders and cost nothing.
+    The first are `mergelib.checkpoints.task_vectors.grams`, with its `rows`. The second, of the
+    models in `fresh` (None: all), are flat dicts: for every 2-D tensor `sigma/<tensor>`
+    (min(100, m, n),) float64 and, with k = min(10, m, n), `u_top/<tensor>` (m, k), `v_top/…`
+    (n, k), `u_bottom/…` (m, k), `v_bottom/…` (n, k), float32, of the thin SVD of its task vector.
+    All is computed in float64 (accuracy: `mergelib.linalg.svd.ends`); float32 is enough to keep the
+    vectors (6e-8 per entry, below what float32 checkpoints carry), while the values span many
+    orders and cost nothing.
     Bottom = the last k of the thin SVD, in its order. Below the rank of a matrix its singular
     vectors are arbitrary. A few tensors for each thread are in memory at a time.
-    Raises MergelibError as `mergelib.vectors.task_vectors` does.
+    Raises MergelibError as `mergelib.checkpoints.task_vectors.task_vectors` does.
     Source: published metrics, categories task vector, effective rank and subspace.
     """
     fresh = range(len(tuned)) if fresh is None else fresh

@@ -12,7 +12,7 @@ from torch.nn.functional import cross_entropy
 
 from mergelib.core.errors import MergelibError
 from mergelib.models.heads import logits
-from mergelib.models.regularizers import REGULARIZERS, double_backward
+from mergelib.models.regularizers import PENALTIES, double_backward
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ def finetune(
     model = copy.deepcopy(visual).train()
     parameters = {n: p.requires_grad_() for n, p in model.named_parameters()}
     base = {name: p.detach().clone() for name, p in parameters.items()}
-    penalty = REGULARIZERS[recipe.regularizer] if recipe.regularizer else None
+    penalty = PENALTIES[recipe.regularizer] if recipe.regularizer else None
     twice = penalty is not None and penalty.double_backward
     optimizer = torch.optim.AdamW(
         parameters.values(), recipe.learning_rate, weight_decay=recipe.weight_decay

@@ -1,17 +1,19 @@
 """Frozen zero-shot classification heads from the text tower."""
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from mergelib.models.backbones import Backbone
+if TYPE_CHECKING:  # it asks for open_clip, which a head that is given does without
+    from mergelib.models.backbones import Backbone
 
 
 @torch.no_grad()
 def zero_shot_head(
-    backbone: Backbone, class_names: Sequence[str], templates: Sequence[str]
+    backbone: "Backbone", class_names: Sequence[str], templates: Sequence[str]
 ) -> Tensor:
     """Zero-shot head (C, d) float32: one scaled text direction per class.
 
@@ -31,5 +33,5 @@ def logits(features: Tensor, head: Tensor) -> Tensor:
     return normalize(features, dim=-1) @ head.T
 
 
-def _device(backbone: Backbone) -> torch.device:
+def _device(backbone: "Backbone") -> torch.device:
     return backbone.model.logit_scale.device

@@ -1,4 +1,4 @@
-"""Contrastive pretraining of `glyph-vit` on captioned glyphs: `python -m mergelib.pretrain`."""
+"""Contrastive pretraining of `glyph-vit` on captioned glyphs: `mergelib.models.pretrain`."""
 
 import argparse
 import math
@@ -28,9 +28,9 @@ from mergelib.models.backbones import (
     tokenize,
     vocabulary,
 )
-from mergelib.tasks import pixels_digest
 from mergelib.tasks.glyphs import Glyph, characters, icons, mask, words
 from mergelib.tasks.render import COLOR_NAMES, Drawn, Style, draw
+from mergelib.tasks.splits import pixels_digest
 
 STYLE = Style(
     rotation=15,

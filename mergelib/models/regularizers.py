@@ -1,11 +1,11 @@
 """Penalties added to the fine-tuning loss: L + strength · R(θ).
 
 Each is a pure function `f(loss, parameters, base) -> scalar tensor` with a real gradient with
-respect to the parameters; a row of `REGULARIZERS` each. In a training step:
+respect to the parameters; a row of `PENALTIES` each. In a training step:
 
     with double_backward():              # around the forward pass, where the row asks for it
         loss = cross_entropy(...)
-    row = REGULARIZERS["gradient_norm"]
+    row = PENALTIES["gradient_norm"]
     (loss + strength * row.function(loss, parameters, base)).backward()
 
 `parameters` are the named trainable tensors that the loss was computed from, `base` the pretrained
@@ -23,31 +23,35 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from mergelib.core.errors import MergelibError
 from mergelib.core.registry import Registry
 
-Penalty = Callable[[Tensor, Mapping[str, Tensor], Mapping[str, Tensor]], Tensor]
+Function = Callable[[Tensor, Mapping[str, Tensor], Mapping[str, Tensor]], Tensor]
 
 
 @dataclass(frozen=True)
-class Regularizer:
+class Penalty:
     """One penalty; `double_backward` says that its forward pass needs that context."""
 
     name: str
     defaults: Mapping[str, float]
     double_backward: bool
     reference: str
-    function: Penalty
+    function: Function
 
 
-REGULARIZERS: Registry[Regularizer] = Registry("regularizer")
+PENALTIES: Registry[Penalty] = Registry("regularizer", group="mergelib.penalties")
 
 
-def regularizer(
-    name: str, *, strength: float, reference: str, double_backward: bool = False
-) -> Callable[[Penalty], Penalty]:
-    """Register the decorated function with its default strength."""
+def penalty(
+    name: str, *, strength: float = 1.0, reference: str = "", double_backward: bool = False
+) -> Callable[[Function], Function]:
+    """Register a function f(loss, parameters, base) -> scalar with its default strength.
 
-    def register(function: Penalty) -> Penalty:
-        row = Regularizer(name, {"strength": strength}, double_backward, reference, function)
-        REGULARIZERS.add(row)
+    `double_backward` says that it differentiates a gradient. Raises MergelibError if another module
+    has registered the name.
+    """
+
+    def register(function: Function) -> Function:
+        row = Penalty(name, {"strength": strength}, double_backward, reference, function)
+        PENALTIES.add(row)
         return function
 
     return register
@@ -64,7 +68,7 @@ def double_backward() -> Iterator[None]:
         yield
 
 
-@regularizer(
+@penalty(
     "gradient_norm",
     strength=0.1,
     double_backward=True,
@@ -93,7 +97,7 @@ def gradient_norm(
     return torch.stack([g.square().sum() for g in gradients]).sum()
 
 
-@regularizer(
+@penalty(
     "l2_to_base",
     strength=0.01,
     reference="Li et al. 2018, Explicit inductive bias for transfer learning (L2-SP, twice its "

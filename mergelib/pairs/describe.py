@@ -22,7 +22,7 @@ def origin(meta: Mapping[str, Any], **counts: int) -> str:
     """One line on where a table comes from, then its counts: `origin(meta, pairs=190)`."""
     model = "setting" if "setting" in meta else "backbone"
     known = [str(meta.get(key, f"{key} not recorded")) for key in ("source", model)]
-    edition = f"{meta['mode']} edition" if "mode" in meta else "edition not recorded"
+    edition = f"{meta['edition']} edition" if "edition" in meta else "edition not recorded"
     return ", ".join([*known, edition, *(f"n = {n} {what}" for what, n in counts.items())])
 
 

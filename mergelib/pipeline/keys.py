@@ -1,7 +1,5 @@
 """The digest that every artifact is stored under: of all that it depends on."""
 
-import importlib
-import inspect
 from dataclasses import asdict
 from functools import lru_cache
 from importlib.metadata import version
@@ -12,41 +10,93 @@ from mergelib.core.devices import find_device
 from mergelib.core.errors import MergelibError
 from mergelib.core.store import digest, file_digest
 from mergelib.merging.registry import METHODS, preset
-from mergelib.metrics.registry import find
+from mergelib.metrics.registry import METRICS
 from mergelib.models.backbones import GLYPH_VIT, WEIGHTS
+from mergelib.models.regularizers import PENALTIES
 from mergelib.pipeline.params import Run
-from mergelib.tasks import TASKS, pixels_digest
+from mergelib.pipeline.sources import code_behind, code_of
+from mergelib.tasks import TASKS
+from mergelib.tasks.splits import pixels_digest
 
-# --- what a unit depends on -----------------------------------------------------------------
+UNITS = "mergelib.pipeline.units"  # one module a station
+JSON = ("merged", "gradients")  # stations whose artifacts are numbers
+
+
+def key(run: Run, station: str, *names: str) -> str:
+    """The digest that an artifact of a station is stored under.
+
+    base: the encoder; data (task); tuned (task): checkpoint and accuracies; summary (task): what
+    the metrics need of one model; factors (task): what its merges share; merged (task, task,
+    method): the merge's accuracies; gradients (task, task): the published gradient metrics.
+    """
+    of_station = {
+        "base": _base,
+        "data": _data,
+        "tuned": _tuned,
+        "summary": _summary,
+        "gradients": _gradients,
+        "factors": _factors,
+        "merged": _merged,
+    }
+    code = code_behind(f"{UNITS}.{station}")
+    return digest(station, code, of_station[station](run, *names))[:24]
+
+
+def path(store: Path, run: Run, station: str, *names: str) -> Path:
+    """Where an artifact is stored."""
+    suffix = "json" if station in JSON else "safetensors"
+    label = "-".join([*names, key(run, station, *names)])
+    return Path(store) / station / f"{label}.{suffix}"
+
+
+# --- what the artifacts depend on beside the code of their units ----------------------------
+
+
+def _base(run: Run) -> list:
+    return [weights_digest(run.backbone, run.weights)]
+
+
+def _data(run: Run, task: str) -> list:
+    return [task, asdict(run.sizes), run.seed, _pixels(), code_of(TASKS[task].make)]
+
+
+def _tuned(run: Run, task: str) -> list:
+    parts = [key(run, "base"), key(run, "data", task), asdict(run.finetune), _numerics(run)]
+    if run.finetune.regularizer:
+        parts.append(code_of(PENALTIES[run.finetune.regularizer].function))
+    return parts
+
+
+def _summary(run: Run, task: str) -> list:
+    pool = [key(run, "data", each) for each in run.tasks]
+    parts = [key(run, "tuned", task), pool, run.pool_per_task, _numerics(run)]
+    return [*parts, run.edition, needs(run, "cross_task")]
+
+
+def _gradients(run: Run, first: str, second: str) -> list:
+    pair = (first, second)
+    tuned = [key(run, "tuned", task) for task in pair]
+    return [tuned, places(run, *pair), run.seed, run.pool_per_task, _numerics(run)]
+
+
+def _factors(run: Run, task: str) -> list:
+    return [key(run, "tuned", task), _numerics(run)]
+
+
+def _merged(run: Run, first: str, second: str, method: str) -> list:
+    pair, row = (first, second), METHODS[method]
+    parts = [[key(run, "tuned", task) for task in pair], method, method_params(run, method)]
+    parts += [run.seed, _numerics(run), run.compile, code_of(row.function)]
+    if row.survey is not None:
+        parts.append(code_of(row.survey))
+    if row.factored:
+        parts.append([key(run, "factors", task) for task in pair])
+    return parts
 
 
 @lru_cache
-def _source(*modules: str) -> str:
-    """Digest of the source of modules, so that a changed formula is never answered from before."""
-    loaded = [importlib.import_module(f"mergelib.{module}") for module in modules]
-    return digest([inspect.getsource(module) for module in loaded])
-
-
-@lru_cache
-def _sources() -> str:
+def _pixels() -> str:
     return pixels_digest()
-
-
-@lru_cache
-def weights_digest(backbone: str, weights: str) -> str:
-    path = Path(weights) if weights else WEIGHTS / f"{GLYPH_VIT}.safetensors"
-    if path.is_dir():
-        return digest(backbone, [file_digest(f) for f in sorted(path.iterdir()) if f.is_file()])
-    if backbone != GLYPH_VIT and not path.is_file():
-        return digest(backbone, weights)  # a tag that open_clip resolves
-    if not path.is_file():
-        raise MergelibError(f"weights file {path} is missing: check `weights` in the parameters")
-    return digest(backbone, file_digest(path))
-
-
-def device(run: Run) -> str:
-    """The device that a run computes on. Raises MergelibError as `find_device` does."""
-    return find_device(run.device)
 
 
 @lru_cache  # reading a package's metadata takes milliseconds, and every key asks
@@ -58,69 +108,40 @@ def _numerics(run: Run) -> list:
     return [device(run), run.bfloat16, *_versions()]
 
 
+# --- what of a run the units ask for too ----------------------------------------------------
+
+
+@lru_cache
+def weights_digest(backbone: str, weights: str) -> str:
+    """Digest of a backbone's weights: of its files, or of the tag that open_clip resolves.
+
+    Raises MergelibError for a missing file.
+    """
+    file = Path(weights) if weights else WEIGHTS / f"{GLYPH_VIT}.safetensors"
+    if file.is_dir():
+        return digest(backbone, [file_digest(f) for f in sorted(file.iterdir()) if f.is_file()])
+    if backbone != GLYPH_VIT and not file.is_file():
+        return digest(backbone, weights)
+    if not file.is_file():
+        raise MergelibError(f"weights file {file} is missing: check `weights` in the parameters")
+    return digest(backbone, file_digest(file))
+
+
+def device(run: Run) -> str:
+    """The device that a run computes on. Raises MergelibError as `find_device` does."""
+    return find_device(run.device)
+
+
 def needs(run: Run, category: str) -> bool:
     """Whether the run names a metric of an extra category."""
-    return any(find(name).category == category for name in run.metrics)
+    return any(METRICS[name].category == category for name in run.metrics)
 
 
 def places(run: Run, *tasks: str) -> list[int]:
+    """Where tasks stand in the run's list."""
     return [run.tasks.index(task) for task in tasks]
 
 
-def key(run: Run, station: str, *names: str) -> str:
-    """The digest that an artifact of a station is stored under.
-
-    base: the encoder; data (task); tuned (task): checkpoint and accuracies; summary (task): what
-    the metrics need of one model; factors (task): what its merges share; merged (task, task,
-    method): the merge's accuracies; gradients (task, task): the published gradient metrics.
-    """
-    match station:
-        case "base":
-            parts = [weights_digest(run.backbone, run.weights), _source("backbones")]
-        case "data":
-            made_by = TASKS[names[0]].make.__module__.removeprefix("mergelib.")
-            code = _source("tasks", "tasks.glyphs", "tasks.render", made_by)
-            parts = [*names, asdict(run.sizes), run.seed, _sources(), code]
-        case "tuned":
-            code = _source("finetune", "heads", "evaluate", "regularizers")
-            parts = [key(run, "base"), key(run, "data", *names), asdict(run.finetune)]
-            parts += [_numerics(run), code]
-        case "summary":
-            pool = [key(run, "data", task) for task in run.tasks]
-            weighed = ("metrics.weights", "factors", "lapack", "vectors", "checkpoints")
-            code = _source("metrics.summary", "heads", *weighed)
-            parts = [key(run, "tuned", *names), pool, run.pool_per_task, _numerics(run), code]
-            parts += [run.mode, needs(run, "cross_task")]
-        case "gradients":
-            parts = [[key(run, "tuned", task) for task in names], places(run, *names), run.seed]
-            parts += [run.pool_per_task, _numerics(run), _source("metrics.published_gradients")]
-        case "factors":
-            parts = [key(run, "tuned", *names), _numerics(run), _merging("kept")]
-        case "merged":
-            *pair, method = names
-            tuned = [key(run, "tuned", task) for task in pair]
-            parts = [tuned, method, method_params(run, method), run.seed, _numerics(run)]
-            parts += [run.compile, _merging(method), _source("evaluate")]
-            if METHODS[method].factored:
-                parts += [key(run, "factors", task) for task in pair]
-        case _:
-            raise ValueError(station)
-    return digest(station, parts)[:24]
-
-
-def _merging(*parts: str) -> str:
-    """Digest of the merging engine's source, and of further modules of it."""
-    engine = ("", *(f".{part}" for part in ("catalogue", "factors", "layer", "stream", *parts)))
-    shared = ("factors", "lapack", "parallel", "vectors", "checkpoints")
-    return _source(*(f"merging{part}" for part in engine), *shared)
-
-
 def method_params(run: Run, method: str) -> dict[str, Any]:
-    return {**preset(method, run.mode), **(run.methods[method] or {})}
-
-
-def path(store: Path, run: Run, station: str, *names: str) -> Path:
-    """Where an artifact is stored."""
-    suffix = "json" if station in ("merged", "gradients") else "safetensors"
-    label = "-".join([*names, key(run, station, *names)])
-    return Path(store) / station / f"{label}.{suffix}"
+    """The parameters of a method: those of the run's edition, then the run's own."""
+    return {**preset(method, run.edition), **(run.methods[method] or {})}

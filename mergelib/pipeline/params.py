@@ -11,11 +11,13 @@ from mergelib.core.devices import DEVICES
 from mergelib.core.errors import MergelibError
 from mergelib.core.registry import unknown
 from mergelib.merging.registry import METHODS
-from mergelib.metrics.registry import MODES, find
+from mergelib.metrics.registry import EDITIONS, METRICS
 from mergelib.models.backbones import GLYPH_VIT
 from mergelib.models.finetune import Recipe
-from mergelib.models.regularizers import REGULARIZERS
+from mergelib.models.regularizers import PENALTIES
 from mergelib.tasks import TASKS
+
+RENAMED = {"mode": "edition"}  # parameters of older files
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,7 @@ class Run:
     backbone: str = GLYPH_VIT
     weights: str = ""
     metrics: list[str] = field(default_factory=list)  # empty: all
-    mode: str = "corrected"
+    edition: str = "corrected"
     sizes: Sizes = field(default_factory=Sizes)
     pool_per_task: int = 10
     finetune: Recipe = field(default_factory=Recipe)
@@ -61,6 +63,11 @@ class Run:
     def is_study(self) -> bool:
         """Whether the tables carry a strength and a fine-tuning seed."""
         return bool(self.strengths or self.seeds)
+
+    @property
+    def gradients_of_pairs(self) -> bool:
+        """Whether the gradient metrics are those of pairs, as published."""
+        return self.edition == "paper" and not self.is_study
 
 
 def load(path: Path) -> Run:
@@ -87,6 +94,10 @@ def typed(kind: type, raw: Any, where: str) -> Any:
         raise MergelibError(f"{where}: wants keys and values, got {type(raw).__name__}")
     hints = get_type_hints(kind)
     for key in raw:
+        if key in RENAMED and RENAMED[key] in hints:
+            raise MergelibError(
+                f"{where}: parameter {key!r} is called {RENAMED[key]!r}: rename it, its value stays"
+            )
         if key not in hints:
             raise MergelibError(f"{where}: {unknown('parameter', key, hints)}")
     values = {}
@@ -117,24 +128,35 @@ def _value(kind: Any, value: Any, where: str) -> Any:
 
 def _check(run: Run, where: str) -> None:
     try:
-        for name in run.tasks:
-            TASKS[name]
-        for name, params in run.methods.items():
-            if not isinstance(params or {}, Mapping):
-                raise MergelibError(
-                    f"methods: {name} wants a mapping of parameters, not {params!r}"
-                )
-            METHODS[name].check(params or {})
-        for name in run.metrics:
-            find(name)
-        if run.finetune.regularizer:
-            REGULARIZERS[run.finetune.regularizer]
+        _check_names(run)
     except MergelibError as error:
         raise MergelibError(f"{where}: {error}") from None
-    rules = {
+    for complaint, holds in _rules(run).items():
+        if not holds:
+            raise MergelibError(f"{where}: {complaint}")
+
+
+def _check_names(run: Run) -> None:
+    """Every name is registered and every method accepts its parameters."""
+    for name in run.tasks:
+        TASKS[name]
+    for name, params in run.methods.items():
+        if not isinstance(params or {}, Mapping):
+            raise MergelibError(f"methods: {name} wants a mapping of parameters, not {params!r}")
+        METHODS[name].check(params or {})
+    for name in run.metrics:
+        METRICS[name]
+    if run.finetune.regularizer:
+        PENALTIES[run.finetune.regularizer]
+
+
+def _rules(run: Run) -> dict[str, bool]:
+    """What must hold of the values, by the complaint where it does not."""
+    recipe, sizes = run.finetune, run.sizes
+    return {
         "strengths want finetune.regularizer and must be 0 or more": (
             all(s >= 0 for s in run.strengths)
-            and (bool(run.finetune.regularizer) or not any(run.strengths))
+            and (bool(recipe.regularizer) or not any(run.strengths))
         ),
         f"backbone {run.backbone} wants weights: a file, or a tag of open_clip such as openai": (
             bool(run.weights) or run.backbone == GLYPH_VIT
@@ -142,16 +164,13 @@ def _check(run: Run, where: str) -> None:
         "tasks needs at least two names": len(run.tasks) >= 2,
         "tasks names a task twice": len(set(run.tasks)) == len(run.tasks),
         "methods needs at least one name": bool(run.methods),
-        f"mode must be one of {MODES}": run.mode in MODES,
+        f"edition must be one of {EDITIONS}": run.edition in EDITIONS,
         f"device must be one of {DEVICES}": run.device in DEVICES,
-        "sizes must be at least 1": min(run.sizes.train, run.sizes.calibration, run.sizes.test) > 0,
-        "pool_per_task must be between 1 and sizes.calibration": 1
-        <= run.pool_per_task
-        <= run.sizes.calibration,
+        "sizes must be at least 1": min(sizes.train, sizes.calibration, sizes.test) > 0,
+        "pool_per_task must be between 1 and sizes.calibration": (
+            1 <= run.pool_per_task <= sizes.calibration
+        ),
         "finetune: steps must be 0 or more, batch at least 1, learning_rate above 0": (
-            run.finetune.steps >= 0 and run.finetune.batch >= 1 and run.finetune.learning_rate > 0
+            recipe.steps >= 0 and recipe.batch >= 1 and recipe.learning_rate > 0
         ),
     }
-    for complaint, holds in rules.items():
-        if not holds:
-            raise MergelibError(f"{where}: {complaint}")

@@ -11,14 +11,14 @@ import pandas as pd
 from mergelib.checkpoints.formats import TEXT_MATRICES
 from mergelib.core.store import digest, read_json
 from mergelib.merging.registry import METHODS
-from mergelib.metrics.inputs import ingredients
-from mergelib.metrics.registry import EXTRA, METRICS, find
+from mergelib.metrics.inputs import read_inputs
+from mergelib.metrics.registry import METRICS, published_metrics
 from mergelib.metrics.table import pairwise
 from mergelib.models.backbones import GLYPH_VIT
 from mergelib.pipeline.keys import device, key, method_params, path, weights_digest
 from mergelib.pipeline.loaded import one_thread
 from mergelib.pipeline.params import Run
-from mergelib.pipeline.units import _by_pairs, _scores
+from mergelib.pipeline.task_data import stored_scores
 from mergelib.tasks import TASKS
 
 
@@ -33,28 +33,28 @@ def stacked(table: Callable, store: Path, variants: Sequence[Run], study: bool) 
 
 def metrics_table(store: Path, run: Run) -> pd.DataFrame:
     """One row per pair, one column per metric."""
-    names = run.metrics or list(METRICS)
-    by_pairs = {n for n in names if _by_pairs(run) and find(n).category == "gradient"}
+    names = run.metrics or published_metrics()
+    by_pairs = {n for n in names if run.gradients_of_pairs and METRICS[n].category == "gradient"}
     with one_thread():
-        held = ingredients(
+        held = read_inputs(
             path(store, run, "base"),
             [path(store, run, "tuned", task) for task in run.tasks],
             [path(store, run, "summary", task) for task in run.tasks],
-            len(TEXT_MATRICES) if run.mode == "paper" else 0,
+            len(TEXT_MATRICES) if run.edition == "paper" else 0,
         )
-        table = pairwise(held, run.tasks, [n for n in names if n not in by_pairs], run.mode)
+        table = pairwise(held, run.tasks, [n for n in names if n not in by_pairs], run.edition)
     pairs = zip(table["task_a"], table["task_b"], strict=True)
     files = [path(store, run, "gradients", *pair) for pair in pairs if by_pairs]
     if files:
         published = pd.DataFrame([read_json(file) for file in files])
         table = pd.concat([table, published], axis=1)
-    order = [row.name for row in (*METRICS.rows(), *EXTRA.rows()) if row.name in names]
+    order = [row.name for row in METRICS.rows() if row.name in names]
     return table[["task_a", "task_b", *order]]
 
 
 def merges_table(store: Path, run: Run) -> pd.DataFrame:
     """One row per pair and method: accuracies of the merge and of the single models."""
-    single = {task: _scores(store, run, task)["test"]["fine_tuned"] for task in run.tasks}
+    single = {task: stored_scores(store, run, task)["test"]["fine_tuned"] for task in run.tasks}
     rows = []
     for first, second in itertools.combinations(run.tasks, 2):
         for method in run.methods:
@@ -78,7 +78,7 @@ def tasks_table(store: Path, run: Run) -> pd.DataFrame:
     """One row per task: sizes, classes, accuracies on the test split and on calibration."""
     rows = []
     for task in run.tasks:
-        row, scores = TASKS[task], _scores(store, run, task)
+        row, scores = TASKS[task], stored_scores(store, run, task)
         rows.append(
             {
                 "task": task,
@@ -98,7 +98,7 @@ def tasks_table(store: Path, run: Run) -> pd.DataFrame:
 
 
 def meta(run: Run, made: dict[str, pd.DataFrame]) -> dict[str, Any]:
-    """What the tables are of: source, backbone, optimizer, calibration, mode, digests."""
+    """What the tables are of: source, backbone, optimizer, calibration, edition, digests."""
     recipe = asdict(run.finetune)
     return {
         "source": "glyph benchmark" if run.backbone == GLYPH_VIT else run.backbone,
@@ -106,10 +106,10 @@ def meta(run: Run, made: dict[str, pd.DataFrame]) -> dict[str, Any]:
         "backbone": run.backbone,
         "optimizer": {"name": "AdamW", **recipe},
         "calibration": {
-            "split": "test" if run.mode == "paper" else "calibration",
+            "split": "test" if run.edition == "paper" else "calibration",
             "images_per_task": run.pool_per_task,
         },
-        "mode": run.mode,
+        "edition": run.edition,
         "methods": {name: METHODS[name].check(method_params(run, name)) for name in run.methods},
         "seed": run.seed,
         "sizes": asdict(run.sizes),

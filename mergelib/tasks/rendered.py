@@ -7,8 +7,8 @@ from functools import cache
 
 import numpy as np
 
-from mergelib.tasks import SPLITS, TASKS, Source
 from mergelib.tasks.glyphs import TYPEFACES, Glyph, characters, icons, words
+from mergelib.tasks.registry import SPLITS, task
 from mergelib.tasks.render import COLOR_NAMES, Style, draw
 
 # Every task has a look of its own, as data sets have, on top of what it asks.
@@ -58,7 +58,7 @@ def _register(name, family, class_names, templates, style, pools) -> None:
             made[split] = (draw(_pick(rng, groups, labels), rng, style).images, labels)
         return made
 
-    TASKS.add(Source(name, family, "rendered glyphs", tuple(class_names), templates, make))
+    task(name, class_names, templates, family, "rendered glyphs")(make)
 
 
 def _script(name: str, family: str, codes: Iterable[int], style: Style) -> None:
@@ -136,6 +136,13 @@ _register(
 )
 
 
+@task(
+    "color",
+    COLOR_NAMES,
+    ("{} letter", "a {} letter", "{} latin small letter", "{} character"),
+    "attribute",
+    "rendered glyphs",
+)
 def _colored(rng, sizes):
     pools = tuple(g for face in TYPEFACES.values() for g in _letters(face))
     style = Style(
@@ -152,15 +159,3 @@ def _colored(rng, sizes):
         glyphs = [pools[i] for i in rng.integers(len(pools), size=len(labels))]
         made[split] = (draw(glyphs, rng, style, foreground=labels).images, labels)
     return made
-
-
-TASKS.add(
-    Source(
-        "color",
-        "attribute",
-        "rendered glyphs",
-        COLOR_NAMES,
-        ("{} letter", "a {} letter", "{} latin small letter", "{} character"),
-        _colored,
-    )
-)

@@ -10,7 +10,7 @@ from PIL import Image, ImageFilter
 from sklearn.datasets import load_digits
 
 from mergelib.core.errors import MergelibError
-from mergelib.tasks import SPLITS, TASKS, Source
+from mergelib.tasks.registry import SPLITS, task
 from mergelib.tasks.render import DEGRADATIONS, SIZE
 
 _NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
@@ -160,4 +160,4 @@ for _name, _source, _classes, _templates, _make in (
     ),
 ):
     _family = "digits" if _name in ("digits", "mnist") else "photographs"
-    TASKS.add(Source(_name, _family, _source, _classes, _templates, _make))
+    task(_name, _classes, _templates, _family, _source)(_make)

@@ -22,7 +22,7 @@ def keep_mask(shape: torch.Size, drop_rate: float, seed: int, name: str, positio
 @method(
     "dare",
     parameters={"drop_rate": RATE, "alpha": NUMBER},
-    defaults={"drop_rate": 0.9, "alpha": 1.0},
+    corrected={"drop_rate": 0.9, "alpha": 1.0},
     random=True,
     reference="Yu et al. 2024, Language models are Super Mario, arXiv 2311.03099",
 )

@@ -27,7 +27,7 @@ def magnitudes(layer: Layer, task: int | None) -> Tensor:
 @method(
     "emr",
     parameters={"task": COUNT_OR_NONE},
-    defaults={"task": None},
+    corrected={"task": None},
     survey=magnitudes,
     reference="Huang et al. 2024, EMR-Merging, arXiv 2405.17461, Algorithm 1",
 )

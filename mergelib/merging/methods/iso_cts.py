@@ -12,7 +12,7 @@ from mergelib.merging.registry import FRACTION, NUMBER, method
     "iso_cts",
     parameters={"alpha": NUMBER, "common": FRACTION},
     # As for Iso-C, its authors tune α on validation data.
-    defaults={"alpha": 1.0, "common": 0.8},
+    corrected={"alpha": 1.0, "common": 0.8},
     reference="Marczak et al. 2025, No task left behind, arXiv 2502.04959 (Iso-CTS)",
 )
 def iso_cts(layer: Layer, alpha: float, common: float) -> Tensor:

@@ -11,9 +11,9 @@ from mergelib.merging.registry import FLAG, NUMBER, method
 @method(
     "isotropic",
     parameters={"alpha": NUMBER, "truncate": FLAG},
-    defaults={"alpha": 1.0, "truncate": False},
+    corrected={"alpha": 1.0, "truncate": False},
     # The released code shares TSV's loader and so cuts every task vector's spectrum first.
-    released={"truncate": True},
+    paper={"truncate": True},
     # Its authors tune α per model and T on validation data (0.9 to 1.5 for 8 to 20 tasks).
     reference="Marczak et al. 2025, No task left behind, arXiv 2502.04959 (Iso-C)",
 )

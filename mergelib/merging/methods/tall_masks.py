@@ -15,7 +15,7 @@ from mergelib.merging.registry import COUNT_OR_NONE, NUMBER, method
         "task": COUNT_OR_NONE,
         "alpha": NUMBER,
     },
-    defaults={"threshold": 0.4, "agree": None, "task": None, "alpha": 1.0},
+    corrected={"threshold": 0.4, "agree": None, "task": None, "alpha": 1.0},
     # Its authors tune λ (0.2 to 0.6) and α on validation data; two tasks must agree at any T.
     original={"agree": 2},
     reference="Wang et al. 2024, Localizing task information, arXiv 2405.07813 (Consensus TA)",

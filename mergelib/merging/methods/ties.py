@@ -29,7 +29,7 @@ def trim(vector: Tensor, least: float) -> Tensor:
 @method(
     "ties",
     parameters={"density": FRACTION, "alpha": NUMBER},
-    defaults={"density": 0.2, "alpha": 0.3},
+    corrected={"density": 0.2, "alpha": 0.3},
     # Its authors trim over the whole model at once; here, as released, tensor by tensor.
     original={"alpha": 1.0},
     reference="Yadav et al. 2023, TIES-Merging, arXiv 2306.01708, Algorithm 1",

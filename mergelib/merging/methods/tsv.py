@@ -11,7 +11,7 @@ from mergelib.merging.registry import NUMBER, method
 @method(
     "tsv",
     parameters={"alpha": NUMBER},
-    defaults={"alpha": 1.0},
+    corrected={"alpha": 1.0},
     factored=True,
     reference="Gargiulo et al. 2025, Task singular vectors, arXiv 2412.00081 (TSV-M)",
 )

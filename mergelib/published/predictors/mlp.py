@@ -86,22 +86,22 @@ def mlp_folds(
     train: np.ndarray,
     test: np.ndarray,
     seeds: np.ndarray,
-    mode: str = "paper",
+    edition: str = "paper",
 ) -> np.ndarray:
     """Forecasts (F, n, m) of networks trained on the rows train (F, n); seeds (F, m).
 
-    mode "paper": metrics and target scaled on all pairs, the epoch chosen by the test pairs, as
-    published (both leak). mode "corrected": scaled on training pairs, last epoch.
+    edition "paper": metrics and target scaled on all pairs, the epoch chosen by the test pairs, as
+    published (both leak). edition "corrected": scaled on training pairs, last epoch.
     """
     f, m = len(train), Y.shape[1]
     used = (train | test).any(axis=0)
     Y = np.where(used[:, None], Y, 0.0)
     rows = np.repeat(train, m, axis=0)
-    scale_on = np.broadcast_to(used, rows.shape) if mode == "paper" else rows
+    scale_on = np.broadcast_to(used, rows.shape) if edition == "paper" else rows
     Z, T = np.broadcast_to(X, (f * m, *X.shape)), np.tile(Y.T, (f, 1))
     (low, span), (base, size) = unit_range(Z, scale_on), unit_range(T, scale_on)
     Z, T = 2 * (Z - low) / span - 1, 2 * (T - base) / size - 1
-    watch = np.repeat(test, m, axis=0) if mode == "paper" else None
+    watch = np.repeat(test, m, axis=0) if edition == "paper" else None
     net = train_networks(Z, T, rows, seeds.ravel(), watch)
     with torch.no_grad():
         output = net(torch.from_numpy(Z)).numpy()

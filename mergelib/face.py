@@ -1,0 +1,186 @@
+"""What a notebook asks for: models measured, merged and evaluated, wherever they are.
+
+A model is a path (formats: `mergelib.checkpoints.formats`), a state dict, or a `torch.nn.Module`;
+of a whole CLIP the image tower counts.
+"""
+
+import copy
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+from torch import Tensor, nn
+
+from mergelib.checkpoints.reading import opened
+from mergelib.checkpoints.weights import Source
+from mergelib.core.devices import find_device
+from mergelib.core.errors import MergelibError
+from mergelib.core.store import save_tensors
+from mergelib.merging import engine
+from mergelib.merging.cache import cached_factors
+from mergelib.merging.registry import METHODS, preset
+from mergelib.metrics.table import pairwise_of_checkpoints
+
+if TYPE_CHECKING:  # it asks for open_clip, which measuring and merging do without
+    from mergelib.models.backbones import Backbone
+
+Model = Source | nn.Module
+
+
+def measure(
+    base: Model,
+    models: Mapping[str, Model] | Sequence[Path | str],
+    metrics: Iterable[str] | None = None,
+    edition: str = "corrected",
+    cache: Path | str | None = None,
+    device: str = "cpu",
+) -> pd.DataFrame:
+    """The metrics of every pair of models that their weights give: a row a pair, a column a metric.
+
+    `base` is the pretrained model of all. `models` are models by name, or paths, which are named by
+    their files. `metrics` are names of `METRICS` (default: the published ones of categories task
+    vector, effective rank and subspace); columns come in the registry's order. `edition` is
+    "corrected" or "paper". `cache` is a folder that keeps what one more model needs, `device` where
+    to compute (cpu, cuda, auto).
+    Raises MergelibError for fewer than two models, other names or shapes than the base's, NaN, an
+    unknown metric, edition or device, and a metric that wants data (activations, gradients).
+
+    >>> import torch
+    >>> import mergelib as ml
+    >>> base = {"w": torch.zeros(2, 2)}
+    >>> models = {"a": {"w": torch.eye(2)}, "b": {"w": torch.ones(2, 2)}}
+    >>> names = ["task_vector_dot_product", "task_vector_magnitude_ratio"]
+    >>> ml.measure(base, models, names).round(3)
+      task_a task_b  task_vector_dot_product  task_vector_magnitude_ratio
+    0      a      b                      2.0                        0.707
+    """
+    named: Mapping[str, Source] | Sequence[Path]
+    if isinstance(models, Mapping):
+        named = {name: _weights(model) for name, model in models.items()}
+    elif isinstance(models, (str, Path)) or not all(isinstance(m, (str, Path)) for m in models):
+        raise MergelibError("give the models by name, {'a': model, …}, or a list of paths")
+    else:
+        named = [Path(model) for model in models]
+    folder = None if cache is None else Path(cache)
+    return pairwise_of_checkpoints(
+        _weights(base), named, metrics, edition, folder, find_device(device)
+    )
+
+
+def merge(
+    base: Model,
+    models: Sequence[Model],
+    method: str = "tsv",
+    out: Path | str | None = None,
+    edition: str = "corrected",
+    seed: int = 0,
+    cache: Path | str | None = None,
+    device: str | None = None,
+    **params: Any,
+) -> Any:
+    """Models merged into one by a method of `METHODS`: its state dict, or where it was written.
+
+    With `out` the merge is written there as safetensors, all of it or nothing, and the path is
+    returned. `edition` sets the method's parameters: "corrected" (ours), "paper" (behind the
+    published numbers) or "original" (of the method's authors); `params` stand above it. `seed`
+    matters for random methods. `cache` is a folder of factors, which spare merges by tsv work. A
+    merge computes where the base is, or on `device` (cpu, cuda, auto).
+    Raises MergelibError for an unknown method, edition, parameter or device, no model, other names
+    or shapes than the base's, NaN, and a file that cannot be read.
+
+    >>> import torch
+    >>> import mergelib as ml
+    >>> base = {"w": torch.zeros(2, 2)}
+    >>> models = [{"w": torch.eye(2)}, {"w": torch.ones(2, 2)}]
+    >>> ml.merge(base, models, method="arithmetic", alpha=0.5)["w"]
+    tensor([[1.0000, 0.5000],
+            [0.5000, 1.0000]])
+    """
+    if isinstance(models, (Mapping, str, Path, nn.Module)):
+        raise MergelibError("the models must come as a list, even one alone: give [model]")
+    origin, tuned = _weights(base), [_weights(model) for model in models]
+    settings = {**preset(method, edition), **params}
+    factors = None
+    if cache is not None and METHODS[method].factored:
+        factors = cached_factors(Path(cache), origin, tuned)
+    on = None if device is None else find_device(device)
+    if on == "cuda" or (on == "cpu" and isinstance(origin, Mapping)):
+        with opened(origin, "the base") as weights:
+            origin = {name: weights.get(name).to(on) for name in weights.shapes}
+    state = engine.merge(origin, tuned, method, seed, factors, **settings)
+    if out is None:
+        return state
+    save_tensors(Path(out), state)
+    return Path(out)
+
+
+def evaluate(
+    model: Model,
+    images: Tensor,
+    labels: Tensor,
+    head: Tensor,
+    backbone: "Backbone | str | None" = None,
+    batch_size: int = 0,
+) -> float:
+    """Top-1 accuracy, a fraction, of an image encoder under a frozen head.
+
+    `images` are (N, 3, H, W) of the encoder's size: normalized, or uint8, which `backbone`
+    normalizes. `labels` (N,) are
+    the right rows of `head` (C, d); class scores are normalize(features) · headᵀ. A path or state
+    dict is loaded into a copy of `backbone`'s image tower (`mergelib.models.backbones.load`, or its
+    name there); a module is evaluated as it is, in eval mode and where it is, and left as it was.
+    Raises MergelibError where a backbone is wanted and absent, or does not fit, and where images
+    and labels differ in number.
+
+    >>> import torch
+    >>> import mergelib as ml
+    >>> images = torch.eye(3).reshape(3, 1, 1, 3).expand(3, 3, 1, 3)  # one bright column each
+    >>> head = torch.eye(3).repeat(1, 3)  # a class a column
+    >>> ml.evaluate(torch.nn.Flatten(), images, torch.tensor([0, 1, 1]), head).__round__(3)
+    0.667
+    """
+    from mergelib.metrics.encoder import evaluating
+    from mergelib.models.accuracy import accuracy
+
+    if isinstance(backbone, str):
+        from mergelib.models.backbones import load
+
+        backbone = load(backbone)
+    if len(images) != len(labels) or not len(labels):
+        raise MergelibError(f"{len(images)} images and {len(labels)} labels: give one a piece")
+    visual = _encoder(model, backbone)
+    first = next(visual.parameters(), None)
+    on = images.device if first is None else first.device
+    normalize = None if images.is_floating_point() else _known(backbone).normalize
+    with evaluating(visual):
+        return accuracy(
+            visual, images.to(on), labels.to(on), head.to(on), batch_size, normalize=normalize
+        )
+
+
+def _weights(model: Model) -> Source:
+    """A model as the library reads it: a path, or tensors by name."""
+    return model.state_dict() if isinstance(model, nn.Module) else model
+
+
+def _known(backbone: "Backbone | None") -> "Backbone":
+    if backbone is None:
+        raise MergelibError(
+            "weights alone, and images of whole numbers, want a backbone: give its name, such as "
+            "backbone='glyph-vit', or what mergelib.models.backbones.load returns"
+        )
+    return backbone
+
+
+def _encoder(model: Model, backbone: "Backbone | None") -> nn.Module:
+    """The image encoder of a module, or the backbone's with these weights."""
+    if isinstance(model, nn.Module):
+        inner = getattr(model, "visual", model)
+        return inner if isinstance(inner, nn.Module) else model
+    visual = copy.deepcopy(_known(backbone).model.visual)
+    from mergelib.models.backbones import load_state
+
+    with opened(model, "the given weights") as weights:
+        load_state(visual, {name: weights.get(name) for name in weights.shapes}, weights.label)
+    return visual

@@ -1,0 +1,36 @@
+"""Fine-tuning on a task."""
+
+from pathlib import Path
+
+from mergelib.core.errors import MergelibError
+from mergelib.core.store import save_tensors, write_json
+from mergelib.models.finetune import finetune
+from mergelib.pipeline.keys import path
+from mergelib.pipeline.loaded import backbone, encoder, one_thread
+from mergelib.pipeline.params import Run
+from mergelib.pipeline.task_data import head, ready, score, split
+
+
+def make(store: Path, run: Run, task: str) -> Path:
+    """Fine-tune on a task; store the checkpoint and, beside it, accuracies before and after."""
+    file = path(store, run, "tuned", task)
+    if file.is_file() and file.with_suffix(".json").is_file():
+        return file
+    with one_thread():
+        before = backbone(run).model.visual
+        images, labels = ready(store, run, task, "train")
+        try:
+            state = finetune(before, images, labels, head(run, task), run.finetune, run.bfloat16)
+        except MergelibError as error:
+            raise MergelibError(f"task {task!r}: {error}") from None
+        after = encoder(run, state, file)
+        scores = {"n_train": len(labels)}
+        for part in ("calibration", "test"):
+            scores[part] = {
+                "zero_shot": score(store, run, before, task, part),
+                "fine_tuned": score(store, run, after, task, part),
+                "n": len(split(store, run, task, part).labels),
+            }
+        write_json(file.with_suffix(".json"), scores)
+        save_tensors(file, state)
+    return file
