@@ -8,7 +8,8 @@ import pytest
 import torch
 
 matplotlib.use("agg")  # here only: the environment of the chapters' kernels stays as it is
-torch.set_num_threads(1)
+# One, so that tests beside each other do not fight; `make test-portable` asks for more.
+torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "").split(",")[0] or 1))
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -45,18 +46,6 @@ for _name in ("connect", "connect_ex"):
     _guard(_name)
 socket.getaddrinfo = _resolve
 """
-
-
-def pytest_collection_modifyitems(items):
-    """Skip the cells of chapters whose released tables are not beside the repository."""
-    from mergelib.book.twins import lacks_released
-
-    chapters = {item.path for item in items if item.path.suffix == ".ipynb"}
-    absent = {path for path in chapters if lacks_released(path, {})}
-    reason = "no folder `shared` beside the repository: the released tables are not here"
-    for item in items:
-        if item.path in absent:
-            item.add_marker(pytest.mark.skip(reason=reason))
 
 
 @pytest.fixture(scope="session")

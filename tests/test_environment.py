@@ -7,20 +7,15 @@ from pathlib import Path
 
 import pytest
 import yaml
+from packaging.requirements import Requirement
 
 TOP = {
-    *(
-        "book",
-        "_config.yml",
-        "_toc.yml",
-        "conftest.py",
-        "mergelib",
-        "params",
-        "tests",
-        "benchmarks",
-    ),
-    *("environment.yml", "README.md", "pyproject.toml", "Makefile", ".ci", "LICENSE", ".gitignore"),
+    *("book", "_config.yml", "_toc.yml", "mergelib", "params", "tests", "benchmarks"),
+    *("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "CITATION.cff", "LICENSE", ".gitignore"),
+    *("pyproject.toml", "constraints.txt", "environment.yml", "Makefile", "conftest.py", ".ci"),
+    ".pre-commit-config.yaml",
 }
+EXTRAS = "clip,glyphs,book,test"
 LARGEST = 10 * 2**20
 # Written in pieces, so that this file does not hold what it looks for.
 REGISTRIES = re.compile(r"pypi\." + r"org|pythonhosted\." + r"org|repo\.anaconda\." + r"com")
@@ -39,21 +34,42 @@ def tracked(root) -> list[Path]:
 
 def _requirements(root: Path) -> tuple[dict, list[str]]:
     project = tomllib.loads((root / "pyproject.toml").read_text())["project"]
-    return project, project["dependencies"] + project["optional-dependencies"]["test"]
+    assert list(project["optional-dependencies"]) == EXTRAS.split(",")
+    extras = project["optional-dependencies"].values()
+    return project, project["dependencies"] + [each for extra in extras for each in extra]
 
 
-def test_conda_users_get_the_same_requirements(root):
-    project, wanted = _requirements(root)
+def _name(requirement: str) -> str:
+    return re.match(r"[\w.-]+", requirement)[0].lower().replace("_", "-")
+
+
+def test_conda_users_and_make_install_the_same(root):
+    project = _requirements(root)[0]
     listed = yaml.safe_load((root / "environment.yml").read_text())["dependencies"]
     (pip,) = [item["pip"] for item in listed if isinstance(item, dict)]
-    assert pip == [*wanted, "--editable ."]
+    assert pip == ["--constraint constraints.txt", f"--editable .[{EXTRAS}]"]
     assert f"python{project['requires-python']}" in listed
+    assert f".[{EXTRAS}]" in (root / "Makefile").read_text()
 
 
 def test_requirements_have_lower_bounds_and_only_jupyter_book_an_upper_one(root):
     for requirement in _requirements(root)[1]:
         assert ">=" in requirement, requirement
         assert ("<" in requirement) == requirement.startswith("jupyter-book"), requirement
+
+
+def test_a_version_is_fixed_for_every_requirement_and_lies_within_its_bounds(root):
+    lines = (root / "constraints.txt").read_text().splitlines()
+    fixed = dict(line.split("==") for line in lines if not line.startswith("#"))
+    assert all(re.fullmatch(r"[\d.]+(?:post\d+)?", version) for version in fixed.values()), fixed
+    for requirement in _requirements(root)[1]:
+        assert Requirement(requirement).specifier.contains(fixed[_name(requirement)]), requirement
+
+
+def test_the_core_needs_neither_jupyter_nor_the_sources_of_glyphs(root):
+    core = {_name(each) for each in _requirements(root)[0]["dependencies"]}
+    heavy = {"papermill", "jupyter-book", "nbval", "nbformat", "ipykernel", "matplotlib", "seaborn"}
+    assert not core & (heavy | {"qtawesome", "mlxtend", "scikit-image", "open-clip-torch"})
 
 
 def test_top_level_is_the_agreed_one(root, tracked):
