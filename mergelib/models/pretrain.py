@@ -28,9 +28,8 @@ from mergelib.models.backbones import (
     tokenize,
     vocabulary,
 )
-from mergelib.tasks.glyphs import Glyph, characters, icons, mask, words
+from mergelib.tasks.glyphs import Glyph, characters, icons, mask, pixels_digest, words
 from mergelib.tasks.render import COLOR_NAMES, Drawn, Style, draw
-from mergelib.tasks.splits import pixels_digest
 
 STYLE = Style(
     rotation=15,

@@ -14,7 +14,7 @@ import importlib.util
 import inspect
 import sys
 from collections.abc import Callable
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 
 import grimp
@@ -57,6 +57,9 @@ def code_of(function: Callable) -> str:
     From a script or a notebook: the function's own text. Raises MergelibError if that is not to be
     found.
     """
+    while isinstance(function, partial):
+        function = function.func
+    function = inspect.unwrap(function)
     module = function.__module__
     if module in _graph().modules:
         return code_behind(module)

