@@ -7,7 +7,7 @@ pytest_plugins = ["notebook_numbers"]
 
 def pytest_collection_modifyitems(items):
     """Skip the cells of chapters whose released tables are not beside the repository."""
-    from mergelib.book.twins import lacks_released
+    from mergelib.book.chapters import lacks_released
 
     chapters = {item.path for item in items if item.path.suffix == ".ipynb"}
     absent = {path for path in chapters if lacks_released(path, {})}

@@ -11,13 +11,11 @@ import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
-from mergelib.book import build, chapters, contents, notebooks, twins
-from mergelib.book.pages import check_links, check_pages
+from mergelib.book import build, chapters, contents, keys, notebooks, pages, site
 from mergelib.core.errors import MergelibError
 
 ROOT = Path(__file__).resolve().parents[1]
 CHAPTERS = sorted((ROOT / "book").glob("*.ipynb"))
-TWINS = sorted((ROOT / "book").glob("*_released.ipynb"))
 
 
 def chapter(path: Path, *cells: str, parameters: str = "n = 1") -> None:
@@ -35,6 +33,7 @@ def small(tmp_path) -> Path:
     source = tmp_path / "source"
     (source / "book" / "tables").mkdir(parents=True)
     shutil.copy(ROOT / "_config.yml", source)
+    shutil.copytree(ROOT / "book" / "_static", source / "book" / "_static")
     (source / "_toc.yml").write_text(
         "format: jb-book\nroot: book/intro\n"
         "chapters:\n- file: book/b_first\n- file: book/a_second\n"
@@ -64,26 +63,26 @@ def text_of(path: Path) -> str:
 
 
 def test_builds_in_order_of_the_contents_then_only_what_changed(small, no_network):
-    pages = build.build(small)
-    assert [page.stem for page in pages] == ["intro", "b_first", "a_second"]
+    built = build.build(small)
+    assert [page.stem for page in built] == ["intro", "b_first", "a_second"]
     assert (small / "_build" / "html" / "index.html").is_file()
     done = small / "_build" / "book" / "book"
     assert text_of(done / "b_first.ipynb") == "value 42 book\n"  # the machine's path is gone
-    assert "value 42 book" in pages[1].read_text()
-    stamps = [page.stat().st_mtime_ns for page in pages]
-    needed = re.findall(r'<(?:script|link|img)\b[^>]* (?:src|href)="([^"?]+)', pages[0].read_text())
+    assert "value 42 book" in built[1].read_text()
+    stamps = [page.stat().st_mtime_ns for page in built]
+    needed = re.findall(r'<(?:script|link|img)\b[^>]* (?:src|href)="([^"?]+)', built[0].read_text())
     assert any("mathjax" in link for link in needed)  # the formula's; a reader may be offline
-    assert [link for link in needed if not (pages[0].parent / link).exists()] == []
+    assert [link for link in needed if not (built[0].parent / link).exists()] == []
 
     build.build(small)
     assert (runs(small, "b_first"), runs(small, "a_second")) == (1, 1)
-    assert [page.stat().st_mtime_ns for page in pages] == stamps
+    assert [page.stat().st_mtime_ns for page in built] == stamps
 
     other = small / "other"
     other.mkdir()
     (other / "x.csv").write_text("value\n6\n")
-    pages = build.build(small, tables=other)  # only the first declares `tables`
-    assert "value 7 book" in pages[1].read_text()
+    built = build.build(small, tables=other)  # only the first declares `tables`
+    assert "value 7 book" in built[1].read_text()
     assert (runs(small, "b_first"), runs(small, "a_second")) == (2, 1)
 
 
@@ -91,7 +90,7 @@ def test_figures_land_in_the_chapter_whatever_backend_the_user_has_set(tmp_path,
     monkeypatch.setenv("MPLBACKEND", "agg")
     path = tmp_path / "book" / "draws.ipynb"
     path.parent.mkdir()
-    chapter(path, "from mergelib import plots\nplots.style()", "ax = plots.plt.subplots()[1]")
+    chapter(path, "from matplotlib import pyplot", "ax = pyplot.subplots()[1]")
     pictures = []
     for name in ("once", "again"):
         chapters.execute(path, tmp_path / f"{name}.ipynb", {}, tmp_path)
@@ -103,41 +102,57 @@ def test_figures_land_in_the_chapter_whatever_backend_the_user_has_set(tmp_path,
 
 def test_a_chapter_depends_on_its_source_data_parameters_and_nothing_else(small):
     path = small / "book" / "a_second.ipynb"
-    key = chapters.chapter_key(path, {})
+
+    def key(**values):
+        keys.tree_digest.cache_clear()
+        return keys.chapter_key(path, values)
+
+    before = key()
     notebook = nbformat.read(path, 4)
     notebook.cells[1].outputs = [nbformat.v4.new_output("stream", text="old")]
     notebook.metadata["papermill"] = {"start_time": "now"}
     nbformat.write(notebook, path)
     (small / "book" / "intro.md").write_text("# Other prose\n")
-    assert chapters.chapter_key(path, {}) == key
-    assert chapters.chapter_key(path, {"n": 2}) != key
+    (small / "book" / "_static" / "other.css").write_text("p {}")
+    assert key() == before
+    assert key(n=2) != before
     (small / "book" / "tables" / "x.csv").write_text("value\n5\n")
-    chapters.contents.cache_clear()
-    assert chapters.chapter_key(path, {}) != key
+    assert key() != before
 
 
-def test_a_twin_follows_its_chapter_and_keeps_its_source_and_outputs(small):
-    path = small / "book" / "b_first.ipynb"
-    text = 'source: str = "benchmark"  # or another\ntables = "tables"\nreleased = "../r"'
-    chapter(path, "print(source)", parameters=text)
-    twin = nbformat.read(twins.sync_twin(path), 4)
-    assert twin.cells[0].source.startswith("# b_first, on the released tables\n\n**Question**")
-    assert twin.cells[1].source == text.replace("benchmark", "ViT-B-16_AdamW")
-    master = nbformat.read(path, 4)
-    assert [c.source for c in twin.cells[2:]] == [c.source for c in master.cells[2:]]
+def test_a_chapter_depends_on_the_modules_that_it_imports_however_far(small):
+    path = small / "book" / "a_second.ipynb"
+    studies = small / "book" / "studies"
+    (studies / "deep").mkdir(parents=True)
+    files = {
+        studies / "__init__.py": "",
+        studies / "near.py": "from studies import deep",
+        studies / "deep" / "__init__.py": "from .far import x",
+        studies / "deep" / "far.py": "from .. import beyond\nx = 1",
+        studies / "beyond.py": "",
+        studies / "unused.py": "",
+    }
+    for file, text in files.items():
+        file.write_text(text)
+    chapter(path, "%matplotlib inline\nimport studies.near as n", "import json")
+    assert keys.modules(path) == sorted(set(files) - {studies / "unused.py"})
+    before = keys.chapter_key(path, {})
+    for file, changes in ((studies / "unused.py", False), (studies / "beyond.py", True)):
+        file.write_text("x = 2")
+        keys.tree_digest.cache_clear()
+        assert (keys.chapter_key(path, {}) != before) == changes
 
-    path_of_twin = small / "book" / "b_first_released.ipynb"
-    twin.cells[1].source = text.replace("benchmark", "ViT-B-32_AdamW")
-    twin.cells[3].outputs = [nbformat.v4.new_output("stream", text="kept\n")]
-    nbformat.write(twin, path_of_twin)
-    twins.sync_twin(path)
-    assert "ViT-B-32_AdamW" in nbformat.read(path_of_twin, 4).cells[1].source
-    assert text_of(path_of_twin) == "kept\n"
-    assert twins.lacks_released(path_of_twin, {})
-    assert not twins.lacks_released(path, {})
-    chapter(path, "print(n)")
-    with pytest.raises(MergelibError, match="no parameter `source`"):
-        twins.sync_twin(path)
+
+def test_a_chapter_depends_on_the_whole_library(small, monkeypatch, tmp_path):
+    package = tmp_path / "mergelib"
+    (package / "metrics").mkdir(parents=True)
+    monkeypatch.setattr(keys.mergelib, "__file__", str(package / "__init__.py"))
+    found = []
+    for text in ("x = 1", "x = 2"):
+        (package / "metrics" / "angles.py").write_text(text)
+        keys.tree_digest.cache_clear()
+        found.append(keys.chapter_key(small / "book" / "a_second.ipynb", {}))
+    assert len(set(found)) == 2
 
 
 def test_a_chapter_without_its_released_tables_is_shown_as_committed(small):
@@ -147,40 +162,102 @@ def test_a_chapter_without_its_released_tables_is_shown_as_committed(small):
     notebook.cells[3].outputs = [nbformat.v4.new_output("stream", text="as committed")]
     nbformat.write(notebook, path)
     chapter(small / "book" / "a_second.ipynb", "print(n)")
-    assert "as committed" in build.build(small)[1].read_text()
+    assert chapters.lacks_released(path, {})
+    page = build.build(small)[1].read_text()
+    assert "as committed" in page
+    assert site.AS_COMMITTED in page
     assert runs(small, "b_first") == 0
 
     (small / "checkout" / "results").mkdir(parents=True)
-    assert "../checkout" in build.build(small, released=small / "checkout")[1].read_text()
+    page = build.build(small, released=small / "checkout")[1].read_text()
+    assert "../checkout" in page
+    assert site.AS_COMMITTED not in page
     assert runs(small, "b_first") == 1
     with pytest.raises(MergelibError, match="no checkout of the released tables"):
         build.build(small, released=small / "book")
 
 
-def test_a_failing_chapter_is_named_and_leaves_no_page(small):
+def test_a_failing_chapter_is_named_and_the_pages_that_stand_stay(small):
     out = small / "pages"
     out.mkdir()
-    (out / "stale.html").write_text("an earlier state")
+    (out / "index.html").write_text("an earlier state")
     chapter(small / "book" / "a_second.ipynb", "x = 1", "print(x)\nraise ValueError('no\\nluck')")
     with pytest.raises(
         MergelibError, match=r"a_second\.ipynb.*cell \[4\].*print.*ValueError: luck"
     ):
         build.build(small, out=out)
-    assert not out.exists()
+    assert [(p.name, p.read_text()) for p in out.iterdir()] == [("index.html", "an earlier state")]
     assert not list(small.rglob("*.draft.ipynb"))
     assert (small / "book" / "a_second.ipynb").is_file()
     chapter(small / "book" / "a_second.ipynb", "x = 1")
     assert len(build.build(small, out=out)) == 3
+    assert "an earlier state" not in (out / "index.html").read_text()
     assert runs(small, "b_first") == 1
 
 
-def test_a_warning_of_the_renderer_is_an_error(small):
+def test_editions_and_only_leave_other_copies_alone(small):
+    built = build.build(small, passed={"n": 2}, edition="two")
+    assert built[0] == small / "_build" / "editions" / "two" / "html" / "book" / "intro.html"
+    texts = [page.read_text() for page in built]
+    assert all("Edition: n = 2." in text for text in (texts[0], texts[2]))
+    assert "n = 2 does not enter this page" in texts[1]
+    assert all("(n = 2)</title>" in text.replace("\n", "") for text in texts)
+    assert not (small / "_build" / "html").exists()
+
+    built = build.build(small, only=["a_"], jobs=2)
+    texts = [page.read_text() for page in built]
+    assert not any("Edition:" in text for text in texts)
+    assert [site.AS_COMMITTED in text for text in texts] == [False, True, False]
+    assert (small / "_build" / "editions" / "two" / "html" / "index.html").is_file()
+    stamp = built[0].stat().st_mtime_ns
+    assert build.build(small, only=["a_"])[0].stat().st_mtime_ns == stamp
+
+
+def test_chapters_run_two_at_a_time_with_the_same_outputs(small):
+    names = ("b_first", "a_second")
+    for name in names:
+        chapter(small / "book" / f"{name}.ipynb", "print(n)")
+
+    def run(key: str, jobs: int) -> list[bytes]:
+        copies = [small / "copies" / f"{name}.ipynb" for name in names]
+        chapters.run_changed(
+            [
+                chapters.Run(small / "book" / copy.name, copy, {"n": 2}, key, small)
+                for copy in copies
+            ],
+            jobs,
+        )
+        return [copy.read_bytes() for copy in copies]
+
+    assert run("once", jobs=1) == run("again", jobs=2)
+    assert [runs(small, name) for name in names] == [2, 2]
+    chapter(small / "book" / "a_second.ipynb", "1 / 0")
+    with pytest.raises(MergelibError, match="a_second.*ZeroDivisionError"):
+        run("third", jobs=2)
+
+
+def test_a_warning_of_the_renderer_is_an_error_and_nothing_half_made_stays(small):
     (small / "book" / "intro.md").write_text("# Intro\n\n[gone](no_such_page)\n")
     for name in ("a_second", "b_first"):
         chapter(small / "book" / f"{name}.ipynb")
     with pytest.raises(MergelibError, match="could not render.*intro.md.*no_such_page"):
         build.build(small)
-    assert not (small / "_build" / "html").exists()
+    assert [path.name for path in (small / "_build").iterdir()] == ["book"]
+
+
+def test_a_swap_that_was_cut_short_is_mended(tmp_path):
+    new, out, old = tmp_path / "new", tmp_path / "html", tmp_path / ".html.old"
+    for folder, text in ((new, "new"), (old, "old")):
+        folder.mkdir()
+        (folder / "index.html").write_text(text)
+    pages.recover(out)  # the old pages had been put aside, the new ones did not stand yet
+    assert (out / "index.html").read_text() == "old"
+    pages.swap(new, out)
+    assert (out / "index.html").read_text() == "new"
+    shutil.copytree(out, old)  # the new ones stood, the old ones had not gone yet
+    pages.recover(out)
+    assert [path.name for path in tmp_path.iterdir()] == ["html"]
+    assert (out / "index.html").read_text() == "new"
 
 
 PAGE = "<html><body><article>text</article>{}</body></html>"
@@ -190,10 +267,10 @@ def test_a_missing_or_empty_page_is_found(tmp_path):
     (tmp_path / "index.html").write_text(PAGE)
     (tmp_path / "full.html").write_text(PAGE)
     (tmp_path / "empty.html").write_text("<html><nav>menu</nav><article> </article></html>")
-    assert check_pages(tmp_path, ["full"]) == [tmp_path / "full.html"]
+    assert pages.check_pages(tmp_path, ["full"]) == [tmp_path / "full.html"]
     for name in ("gone", "empty"):
         with pytest.raises(MergelibError, match=f"chapter {name} has no page, or an empty one"):
-            check_pages(tmp_path, ["full", name])
+            pages.check_pages(tmp_path, ["full", name])
 
 
 @pytest.mark.parametrize(
@@ -212,19 +289,21 @@ def test_links_are_followed(tmp_path, link, whole):
     (tmp_path / "a.html").write_text(PAGE.format(link))
     (tmp_path / "b.html").write_text(PAGE.format('<h2 id="there">'))
     if whole:
-        check_links(tmp_path)
+        pages.check_links(tmp_path)
     else:
         with pytest.raises(MergelibError, match="broken links in the book: a.html"):
-            check_links(tmp_path)
+            pages.check_links(tmp_path)
 
 
 def test_bad_input_is_one_clear_error(small, tmp_path):
     with pytest.raises(MergelibError, match="no folder of tables"):
         build.build(small, tables=tmp_path / "gone")
-    with pytest.raises(MergelibError, match="no chapter has a parameter speed"):
-        build.build(small, parameters={"speed": 1})
     with pytest.raises(MergelibError, match="commit-outputs"):
-        build.build(small, parameters={"n": 2}, commit=True)
+        build.build(small, passed={"n": 2}, commit=True)
+    with pytest.raises(MergelibError, match="no chapter's name begins with '9'.* b_first, a_sec"):
+        build.build(small, only=["9"])
+    with pytest.raises(MergelibError, match="edition '../x' names a folder"):
+        build.build(small, edition="../x")
     (small / "book" / "a_second.ipynb").write_text("not JSON")
     with pytest.raises(MergelibError, match="a_second.ipynb is no notebook"):
         build.build(small)
@@ -260,15 +339,6 @@ def test_paths_of_the_machine_are_taken_out(tmp_path):
     assert notebooks.without_paths(hidden, tmp_path) == (
         f"book/x.csv in . of PYTHON/lib, not {tmp_path}.old"
     )
-
-
-def test_parameters_are_read_without_running_anything():
-    cell = new_code_cell(
-        "tables = 'a'\nn: int = 3\nbig = 2 * 1000\n# a comment", metadata={"tags": ["parameters"]}
-    )
-    other = new_code_cell("hidden = 1")
-    notebook = new_notebook(cells=[other, cell])
-    assert notebooks.declared(notebook) == {"tables": "a", "n": 3, "big": None}
 
 
 def test_the_network_block_reaches_kernels_and_is_noticed(tmp_path, no_network):
@@ -312,18 +382,13 @@ def test_chapter_form(path):
     )
 
 
-@pytest.mark.parametrize("path", TWINS, ids=lambda path: path.stem)
-def test_twins_have_the_cells_of_their_chapters(path, tmp_path):
-    master = path.with_stem(path.stem.removesuffix(twins.RELEASED))
-    for name in (master, path):
-        shutil.copy(name, tmp_path)
-    twins.sync_twin(tmp_path / master.name)
-    assert (tmp_path / path.name).read_bytes() == path.read_bytes(), "mergelib.book.sync_twin"
-
-
 def test_the_module_loads_without_a_notebook_at_hand():
     done = subprocess.run(
-        [sys.executable, "-c", "import mergelib.book, sys; print('papermill' in sys.modules)"],
+        [
+            sys.executable,
+            "-c",
+            "import mergelib.book.build, sys; print('papermill' in sys.modules)",
+        ],
         capture_output=True,
         text=True,
         check=True,

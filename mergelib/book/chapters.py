@@ -1,72 +1,85 @@
 """Chapters run with papermill, each again only when something that it depends on has changed."""
 
+import multiprocessing
 import os
-import platform
 import sys
 import time
-from collections.abc import Mapping
-from functools import cache
-from importlib.metadata import version
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mergelib.book.contents import below
-from mergelib.book.notebooks import clean, declared, read_notebook, write_notebook
+from mergelib.book.notebooks import clean, read_notebook, write_notebook
+from mergelib.book.parameters import parameters
 from mergelib.core.errors import MergelibError
-from mergelib.core.store import digest, file_digest, write_atomic
+from mergelib.core.store import write_atomic
 
-COMPUTES = ("numpy", "pandas", "scikit-learn", "torch", "matplotlib", "seaborn", "papermill")
-
-
-# ---- What a chapter depends on ----------------------------------------------------------------
+THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
 
-@cache
-def contents(path: Path) -> str:
-    """Digest of a file, or of all files below a folder with their names."""
-    if path.is_file():
-        return file_digest(path)
-    return digest([[file.relative_to(path).as_posix(), file_digest(file)] for file in below(path)])
+@dataclass(frozen=True)
+class Run:
+    """A chapter to run: its file, where its executed copy goes, what is passed, its key."""
+
+    path: Path
+    target: Path
+    values: Mapping[str, Any]
+    key: str
+    root: Path  # of the book; paths in outputs are seen from there
+
+    @property
+    def stamp(self) -> Path:
+        """The file that holds the key of the executed copy."""
+        return self.target.with_suffix(".key")
 
 
-def beside(folder: Path) -> list[list[str]]:
-    """Data that lies in the chapters' folder: tables and modules, not prose."""
-    return [
-        [file.relative_to(folder).as_posix(), contents(file)]
-        for file in below(folder)
-        if file.suffix not in (".ipynb", ".md")
-    ]
+def lacks_released(path: Path, values: Mapping[str, Any]) -> bool:
+    """Whether a chapter needs a checkout of the released tables that is not where it looks.
 
-
-def chapter_key(path: Path, parameters: Mapping[str, Any]) -> str:
-    """Digest of all that a chapter's outputs depend on.
-
-    A string parameter that names a file or folder (seen from the chapter's folder) counts with its
-    contents, whether it was passed or is the chapter's default.
+    Such a chapter declares a parameter `released`.
     """
-    notebook = read_notebook(path)
-    values = declared(notebook) | dict(parameters)
-    named = {
-        name: contents((path.parent / value).resolve())
-        for name, value in sorted(values.items())
-        if isinstance(value, str) and value and (path.parent / value).exists()
-    }
-    cells = [[c.cell_type, c.source, list(c.metadata.get("tags", []))] for c in notebook.cells]
-    return digest(
-        cells,
-        {name: repr(value) for name, value in sorted(parameters.items())},
-        named,
-        beside(path.parent),
-        contents(Path(__file__).parent),
-        platform.python_version(),
-        [version(name) for name in COMPUTES],
-    )
+    held = parameters(read_notebook(path))
+    if "released" not in held:
+        return False
+    folder = values.get("released", held["released"].default)
+    return not (path.parent / str(folder) / "results").is_dir()
 
 
-# ---- Running a chapter ------------------------------------------------------------------------
+def run_changed(runs: Iterable[Run], jobs: int = 1) -> None:
+    """Run the chapters whose key is new, in order, `jobs` at a time.
+
+    The first failure is raised; chapters that have not begun by then are left.
+    """
+    changed = []
+    for run in runs:
+        if run.target.is_file() and run.stamp.is_file() and run.stamp.read_text() == run.key:
+            print(f"{run.path.stem}: unchanged", file=sys.stderr)
+        else:
+            changed.append(run)
+    if jobs == 1 or len(changed) < 2:
+        for run in changed:
+            _run(run)
+        return
+    # Processes: a kernel's client wants the main thread, where an interrupt reaches it.
+    pool = ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"))
+    try:
+        for done in [pool.submit(_run, run) for run in changed]:
+            done.result()
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
-def execute(path: Path, target: Path, parameters: Mapping[str, Any], root: Path) -> None:
+def _run(run: Run) -> None:
+    run.stamp.unlink(missing_ok=True)
+    start = time.perf_counter()
+    execute(run.path, run.target, run.values, run.root)
+    write_atomic(run.stamp, run.key.encode())
+    print(f"{run.path.stem}: run in {time.perf_counter() - start:.0f} s", file=sys.stderr)
+
+
+def execute(path: Path, target: Path, values: Mapping[str, Any], root: Path) -> None:
     """Run a chapter in its own folder; write it with clean outputs to `target`.
 
     Raises MergelibError naming the chapter, the cell and the exception; then nothing is written.
@@ -77,17 +90,17 @@ def execute(path: Path, target: Path, parameters: Mapping[str, Any], root: Path)
     draft = target.with_suffix(".draft.ipynb")
     draft.parent.mkdir(parents=True, exist_ok=True)
     try:
-        _settle_environment()
-        papermill.execute_notebook(
-            str(path),
-            str(draft),
-            parameters=dict(parameters),
-            kernel_name="python3",
-            language="python",
-            cwd=str(path.parent),
-            progress_bar=False,
-            extra_arguments=["--log-level=40"],  # the kernel remarks on its loopback transport
-        )
+        with _kernel_environment():
+            papermill.execute_notebook(
+                str(path),
+                str(draft),
+                parameters=dict(values),
+                kernel_name="python3",
+                language="python",
+                cwd=str(path.parent),
+                progress_bar=False,
+                extra_arguments=["--log-level=40"],  # it remarks on its loopback transport
+            )
         notebook = read_notebook(draft)
     except PapermillExecutionError as error:
         raise MergelibError(
@@ -101,26 +114,27 @@ def execute(path: Path, target: Path, parameters: Mapping[str, Any], root: Path)
     write_notebook(target, clean(notebook, root, path.name))
 
 
-def _settle_environment() -> None:
-    """A kernel inherits ours: a backend set there would keep its figures out of the chapter."""
+@contextmanager
+def _kernel_environment() -> Iterator[None]:
+    """What a kernel inherits from us, put back afterwards.
+
+    No backend, which would keep its figures out of the chapter; one thread unless the user says
+    otherwise, so that numbers do not depend on how many chapters run at a time.
+    """
+    touched = ("MPLBACKEND", "PYDEVD_DISABLE_FILE_VALIDATION", *THREADS)
+    before = {name: os.environ[name] for name in touched if name in os.environ}
     os.environ.pop("MPLBACKEND", None)
     os.environ.setdefault("PYDEVD_DISABLE_FILE_VALIDATION", "1")
+    for name in THREADS:
+        os.environ.setdefault(name, "1")
+    try:
+        yield
+    finally:
+        for name in touched:
+            os.environ.pop(name, None)
+        os.environ.update(before)
 
 
 def _line(text: str, which: int) -> str:
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     return lines[which] if lines else ""
-
-
-def execute_if_changed(
-    path: Path, target: Path, passed: Mapping[str, Any], key: str, root: Path
-) -> None:
-    stamp = target.with_suffix(".key")
-    if target.is_file() and stamp.is_file() and stamp.read_text() == key:
-        print(f"{path.stem}: unchanged", file=sys.stderr)
-        return
-    stamp.unlink(missing_ok=True)
-    start = time.perf_counter()
-    execute(path, target, passed, root)
-    write_atomic(stamp, key.encode())
-    print(f"{path.stem}: run in {time.perf_counter() - start:.0f} s", file=sys.stderr)

@@ -9,6 +9,8 @@ import yaml
 
 from mergelib.core.errors import MergelibError
 
+PICTURES = (".png", ".svg", ".jpg", ".gif")
+
 
 def entries(source: Path) -> list[str]:
     """The pages of `_toc.yml` in reading order, root first, without suffix.

@@ -1,10 +1,8 @@
 """Notebooks as files: read, cleaned of what changes from run to run, written."""
 
-import ast
 import re
 import sys
 from pathlib import Path
-from typing import Any
 
 import nbformat
 
@@ -23,26 +21,6 @@ def read_notebook(path: Path) -> nbformat.NotebookNode:
         raise MergelibError(f"{path} is no notebook ({error}): write it again") from None
 
 
-def declared(notebook: nbformat.NotebookNode) -> dict[str, Any]:
-    """Names and default values of the cell tagged `parameters` (None where not a literal)."""
-    found: dict[str, Any] = {}
-    for cell in notebook.cells:
-        if cell.cell_type == "code" and "parameters" in cell.metadata.get("tags", []):
-            for node in ast.parse(cell.source).body:
-                if isinstance(node, ast.AnnAssign) and node.value is not None:
-                    targets = [node.target]
-                elif isinstance(node, ast.Assign):
-                    targets = node.targets
-                else:
-                    continue
-                try:
-                    value = ast.literal_eval(node.value)
-                except ValueError:
-                    value = None
-                found |= {target.id: value for target in targets if isinstance(target, ast.Name)}
-    return found
-
-
 def clean(notebook: nbformat.NotebookNode, root: Path, name: str = "") -> nbformat.NotebookNode:
     """Leave what a reader sees: no times, no machine's paths, no stderr, streams in one piece.
 
@@ -54,7 +32,9 @@ def clean(notebook: nbformat.NotebookNode, root: Path, name: str = "") -> nbform
         cell.metadata = nbformat.from_dict({"tags": tags} if tags else {})
         if cell.cell_type != "code":
             continue
-        if INJECTED not in tags:
+        if INJECTED in tags:
+            cell["id"] = INJECTED  # papermill draws one at random
+        else:
             count += 1
         cell.execution_count = count
         cell.outputs = _clean_outputs(cell, root, name)

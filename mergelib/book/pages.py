@@ -10,34 +10,16 @@ import urllib.parse
 from collections.abc import Mapping
 from pathlib import Path
 
-from mergelib.book.contents import below, entries, sources
 from mergelib.core.errors import MergelibError
-
-PICTURES = (".png", ".svg", ".jpg", ".gif")
-
 
 # ---- Rendering --------------------------------------------------------------------------------
 
 
-def render(source: Path, executed: Path, work: Path) -> Path:
-    """Render the executed chapters with Jupyter Book, every warning an error; returns the folder.
+def render(site: Path, work: Path) -> Path:
+    """Render a folder that `prepare` filled, every warning an error; returns the pages' folder.
 
     Raises MergelibError with the first warnings.
     """
-    site = work / "site"
-    shutil.rmtree(work, ignore_errors=True)
-    site.mkdir(parents=True)
-    for name in ("_config.yml", "_toc.yml"):
-        if not (source / name).is_file():
-            raise MergelibError(f"{source / name} is missing: Jupyter Book 1.x needs it")
-        shutil.copy(source / name, site / name)
-    pages = sources(source, entries(source))
-    pictures = {file for page in pages for file in below(page.parent) if file.suffix in PICTURES}
-    for file in (*pages, *sorted(pictures)):
-        target = site / file.relative_to(source)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        ran = file.suffix == ".ipynb"
-        shutil.copy(executed / file.relative_to(source) if ran else file, target)
     start = "from jupyter_book.cli.main import main; main()"
     command = [sys.executable, "-c", start, "build", str(site), "--path-output", str(work)]
     done = subprocess.run(
@@ -56,6 +38,34 @@ def render(source: Path, executed: Path, work: Path) -> Path:
             + " | ".join(line.strip().replace(f"{site.resolve()}/", "") for line in told[:5])
         )
     return work / "_build" / "html"
+
+
+def swap(new: Path, out: Path) -> None:
+    """Put the folder `new` in the place of `out`; a reader meets one of the two, whole.
+
+    What lay at `out` goes once the new pages stand there. `recover` mends a swap cut short.
+    """
+    out.parent.mkdir(parents=True, exist_ok=True)
+    recover(out)
+    staged, old = _beside(out, "new"), _beside(out, "old")
+    shutil.rmtree(staged, ignore_errors=True)
+    shutil.move(new, staged)  # from another file system too; the renames below stay in one
+    if out.exists():
+        out.rename(old)
+    staged.rename(out)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def recover(out: Path) -> None:
+    """After a swap that was cut short: the old pages stand again, or go if the new ones do."""
+    old = _beside(out, "old")
+    if old.exists() and not out.exists():
+        old.rename(out)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _beside(out: Path, which: str) -> Path:
+    return out.with_name(f".{out.name}.{which}")
 
 
 class _Page(html.parser.HTMLParser):

@@ -1,6 +1,7 @@
 """`mergelib book`: run the chapters and build the book."""
 
 import argparse
+import os
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,10 @@ import yaml
 from mergelib.book.build import build
 from mergelib.core.errors import MergelibError
 
+EPILOG = """\
+Parameters are those of the chapters' cells tagged `parameters`. A name that no chapter has, or a
+value of another type or not among the choices, is refused before anything runs."""
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of `mergelib book`."""
@@ -16,6 +21,27 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--tables", type=Path, help="tables that the chapters read")
     parser.add_argument("--released", type=Path, help="checkout of the released tables")
     parser.add_argument("--out", type=Path, help="folder of the pages (default: _build/html)")
+    parser.add_argument(
+        "--edition",
+        default="",
+        metavar="NAME",
+        help="build beside the book, in _build/editions/NAME, with executed copies of its own",
+    )
+    parser.add_argument(
+        "--only",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="CHAPTER",
+        help="run only chapters whose names begin so (04); the others stay as they were",
+    )
+    parser.add_argument(
+        "--jobs",
+        type=_jobs,
+        default=min(4, os.cpu_count() or 1),
+        metavar="N",
+        help="chapters that run at a time (default: one a core, at most 4)",
+    )
     parser.add_argument(
         "-f", dest="files", action="append", default=[], metavar="FILE", help="YAML of parameters"
     )
@@ -35,6 +61,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _jobs(text: str) -> int:
+    if not text.isdigit() or text.strip("0") == "":
+        raise argparse.ArgumentTypeError(f"{text} is no number of jobs: give 1 or more")
+    return int(text)
+
+
 def _read_parameters(files: list[str], pairs: list[list[str]]) -> dict[str, Any]:
     parameters: dict[str, Any] = {}
     for file in files:
@@ -50,10 +82,25 @@ def _read_parameters(files: list[str], pairs: list[list[str]]) -> dict[str, Any]
 
 def run(args: argparse.Namespace) -> int:
     """Build the book as the command line says; prints the page to open."""
-    parameters = _read_parameters(args.files, args.pairs)
+    passed = _read_parameters(args.files, args.pairs)
     pages = build(
-        args.source, args.tables, args.out, parameters, args.commit_outputs, args.released
+        args.source,
+        args.tables,
+        args.out,
+        passed,
+        args.commit_outputs,
+        args.released,
+        args.only,
+        args.edition,
+        args.jobs,
     )
-    out = args.out or args.source / "_build" / "html"
-    print(f"{len(pages)} pages; open {out / 'index.html'}")
+    # The root page lies in `book/` of the pages' folder, whose index leads to it.
+    print(f"{len(pages)} pages; open {_index(pages)}")
     return 0
+
+
+def _index(pages: list[Path]) -> Path:
+    found = next(folder for folder in pages[0].parents if (folder / "index.html").is_file())
+    index = found / "index.html"
+    here = Path.cwd()
+    return index.relative_to(here) if index.is_relative_to(here) else index
