@@ -180,6 +180,27 @@ def tally(table: pd.DataFrame, by: list[str]) -> pd.DataFrame:
     return counts[[v for v in VERDICTS if v in counts]].rename_axis(columns=None)
 
 
+EVERY_WAY, SOME_WAY, NO_WAY = "in every way", "in some way", "in no way"
+
+
+def by_figure(table: pd.DataFrame) -> pd.DataFrame:
+    """One row for each printed figure of `reproduce`'s table: does it come back?
+
+    id, where, version, outcome: EVERY_WAY if no comparison differs, SOME_WAY if one does and
+    another does not, NO_WAY if all do, IMPOSSIBLE if nothing of ours can stand beside it.
+    """
+
+    def outcome(verdicts: pd.Series) -> str:
+        if (verdicts == IMPOSSIBLE).all():
+            return IMPOSSIBLE
+        differs = verdicts[verdicts != IMPOSSIBLE] == DIFFERS
+        return NO_WAY if differs.all() else SOME_WAY if differs.any() else EVERY_WAY
+
+    keys = ["id", "where", "version"]
+    found = table.groupby(keys, sort=False)["verdict"].agg(outcome)
+    return found.rename("outcome").reset_index()
+
+
 def ablations(evidence: Evidence, figures: pd.DataFrame) -> pd.DataFrame:
     """The published ablations of v8, averaged over the methods, beside ours.
 
