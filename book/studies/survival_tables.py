@@ -1,4 +1,4 @@
-"""Small tables that chapter 9 reads: what needs the whole checkout of the released work, or minutes.
+"""Small tables that chapter 9 reads: what needs the whole checkout of released work, or minutes.
 
     cd book && python -m studies.survival_tables --from ../../demystifying-mergeability
 
