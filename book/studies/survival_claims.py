@@ -105,7 +105,7 @@ def _released(found: Found) -> tuple[str, str, str, str]:
     counts = found.frozen["reproduced"].groupby("outcome")["figures"].sum()
     all_, back = int(counts.sum()), int(counts[EVERY_WAY])
     here = say("{back} of {all} printed figures come back in every way that can be asked "
-               "([chapter 8](08_reproduction.ipynb))", back=back, all=all_)  # fmt: skip
+               "(chapter 8)", back=back, all=all_)  # fmt: skip
     verdict = HOLDS if back >= 0.9 * all_ else PART
     return "Released numbers let the paper be computed again", "data and fits", str(here), verdict
 

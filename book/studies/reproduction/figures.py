@@ -46,7 +46,7 @@ def read_figures(path: Path) -> pd.DataFrame:
 
 
 def read_own(path: Path, seeds: int | None = None) -> pd.DataFrame:
-    """Our own frozen fits (`mergelib.reproduction.own`), those of the first `seeds` seeds."""
+    """Our own frozen fits (`studies.reproduction.own`), those of the first `seeds` seeds."""
     frame = read_table(Path(path))
     frame["item"] = frame["item"].fillna("").astype(str)
     return frame if seeds is None else frame[frame["seed"] < seeds].reset_index(drop=True)
