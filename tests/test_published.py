@@ -23,7 +23,13 @@ from mergelib.predict.qap import qap
 from mergelib.predict.splits import LeaveOneTaskOut, LeaveTwoTasksOut, fold_masks
 from mergelib.published.fits import fit_folder, read_fits
 from mergelib.published.predictors import adam
-from mergelib.published.released import SETTINGS, TASKS, metric_names, read_setting
+from mergelib.published.released import (
+    SETTINGS,
+    TASKS,
+    find_checkout,
+    metric_names,
+    read_setting,
+)
 
 SEEDS = "loto_cv_l1_lambda1.0_random_seeds/seed_{}"
 
@@ -258,3 +264,21 @@ def test_a_damaged_file_is_named_and_nothing_is_written(checkout, tmp_path, path
 def test_a_folder_that_is_no_checkout_is_refused(tmp_path):
     with pytest.raises(MergelibError, match="git checkout d8068e73"):
         call(["--from", tmp_path, "--to", tmp_path / "out"])
+
+
+def test_a_checkout_is_found_where_it_is_named_or_lies(tmp_path, monkeypatch):
+    root = tmp_path / "mergelib"
+    monkeypatch.delenv("MERGELIB_RELEASED", raising=False)
+    with pytest.raises(MergelibError, match=r"no checkout .* \.\./demystifying-mergeability or"):
+        find_checkout("", root)
+    second, first, named = (
+        tmp_path / name for name in ("shared/published", "demystifying-mergeability", "elsewhere")
+    )
+    for folder in (second, first, named):
+        (folder / "results").mkdir(parents=True)
+        assert find_checkout("", root) == (folder if folder != named else first)
+    assert find_checkout(named, root) == named
+    monkeypatch.setenv("MERGELIB_RELEASED", str(named))
+    assert find_checkout("", root) == named
+    with pytest.raises(MergelibError, match="at nowhere"):
+        find_checkout("nowhere", root)

@@ -13,11 +13,15 @@ from mergelib.predict.agreement import agreement_of_files
 from studies.reproduction.figures import (
     COEFFICIENTS,
     DIFFERS,
+    EVERY_WAY,
     EXACT,
     IMPOSSIBLE,
+    NO_WAY,
     ROUNDING,
+    SOME_WAY,
     SPREAD,
     TABLES,
+    by_figure,
     derive,
     gather,
     judge,
@@ -31,6 +35,8 @@ from studies.reproduction.own import KEYS, difference_of, fit_seeds
 from studies.reproduction.runs import RUNS, left_out, problem
 from studies.reproduction.stored import missing_weight, p_value, recovered
 from studies.reproduction.summaries import identical
+from studies.reproduction.tables import by_place, figure_rows, outcomes
+from studies.survival_tables import read_frozen
 
 B16, B32, SGD = "ViT-B-16_AdamW", "ViT-B-32_AdamW", "ViT-B-16_SGD"
 
@@ -102,6 +108,26 @@ def test_one_fit_in_twenty_of_the_same_kind_falls_outside():
     drawn = rng.normal(0.5, 0.02, (2000, 11))
     verdicts = [judge(x[0], 6, x[1:].mean(), x[1:].std(ddof=1), 10) for x in drawn]
     assert 0.035 < verdicts.count(DIFFERS) / 2000 < 0.065
+
+
+def test_a_figure_comes_back_in_every_way_or_in_some_or_in_none():
+    verdicts = [EXACT, SPREAD, EXACT, DIFFERS, DIFFERS, IMPOSSIBLE]
+    table = pd.DataFrame({"id": list("aabbcd"), "verdict": verdicts})
+    table = table.assign(where="text", version="v8")
+    found = by_figure(table).set_index("id")["outcome"].to_dict()
+    assert found == {"a": EVERY_WAY, "b": SOME_WAY, "c": NO_WAY, "d": IMPOSSIBLE}
+
+
+def test_a_table_of_figures_has_one_row_each_with_both_ways(table, figures):
+    rows = figure_rows(table)
+    assert rows["id"].is_unique and len(rows) == len(figures)
+    row = rows.set_index("id").loc["v8-ViT-B-16_AdamW-l1-sign_agreement-all"]
+    assert row["printed"] == "79.3" and row["data"] == "79.29" and "±" in row["own"]
+    assert sum(outcomes(table).values()) == len(figures)
+    assert by_place(table)["figures"].sum() == len(figures)
+    counts = by_figure(table).groupby(["version", "outcome"]).size().to_dict()
+    frozen = read_frozen()["reproduced"].set_index(["version", "outcome"])["figures"].to_dict()
+    assert counts == frozen
 
 
 def test_averages_extremes_and_changes_are_derived_per_seed():

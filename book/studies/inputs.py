@@ -6,9 +6,17 @@ from mergelib.core.errors import MergelibError
 from mergelib.core.registry import unknown
 from mergelib.core.store import read_json, read_table
 from mergelib.pairs.tables import BENCHMARK, FINAL_METHODS, Tables
+from mergelib.published.released import find_checkout
 
 PUBLISHED = Path(__file__).parents[1] / "tables" / "published"
 SETTINGS = ("ViT-B-16_AdamW", "ViT-B-32_AdamW", "ViT-B-16_SGD")
+# what a reader calls them; AdamW is the paper's own optimizer, SGD a repetition
+NAMES = dict(zip(SETTINGS, ("ViT-B/16", "ViT-B/32", "ViT-B/16, SGD"), strict=True))
+
+
+def find_released(given: str | Path = "") -> Path:
+    """`find_checkout` beside this repository: the released work's folder."""
+    return find_checkout(given, Path(__file__).parents[2])
 
 
 def read_source(source: str, tables: str | Path, published: str | Path = PUBLISHED) -> Tables:

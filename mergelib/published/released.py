@@ -6,6 +6,7 @@ in: what the authors' run did not finish stays missing, and is counted in `meta`
 """
 
 import math
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -64,6 +65,27 @@ def _root(source: Path) -> Path:
             f"(git clone, then git checkout {COMMIT})"
         )
     return root
+
+
+BESIDE = ("demystifying-mergeability", "shared/published")  # where a checkout may lie
+
+
+def find_checkout(given: str | Path = "", root: str | Path = ".") -> Path:
+    """The folder of a checkout of the released work.
+
+    `given` if it names one; else the environment's MERGELIB_RELEASED, else the first of BESIDE that
+    lies beside the repository `root`. Raises MergelibError if there is none.
+    """
+    asked = str(given) or os.environ.get("MERGELIB_RELEASED", "")
+    tried = [Path(asked)] if asked else [Path(root).resolve().parent / name for name in BESIDE]
+    for folder in tried:
+        if (folder / "results").is_dir():
+            return folder
+    where = asked or " or ".join(f"../{name}" for name in BESIDE)
+    raise MergelibError(
+        f"no checkout of {REPOSITORY} at {where}: clone it beside this repository, check out "
+        f"{COMMIT}, or name its folder (released, or MERGELIB_RELEASED)"
+    )
 
 
 def _setting(name: str) -> str:

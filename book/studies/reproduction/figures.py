@@ -46,7 +46,7 @@ def read_figures(path: Path) -> pd.DataFrame:
 
 
 def read_own(path: Path, seeds: int | None = None) -> pd.DataFrame:
-    """Our own frozen fits (`mergelib.reproduction.own`), those of the first `seeds` seeds."""
+    """Our own frozen fits (`studies.reproduction.own`), those of the first `seeds` seeds."""
     frame = read_table(Path(path))
     frame["item"] = frame["item"].fillna("").astype(str)
     return frame if seeds is None else frame[frame["seed"] < seeds].reset_index(drop=True)
@@ -178,6 +178,27 @@ def tally(table: pd.DataFrame, by: list[str]) -> pd.DataFrame:
     """How many figures of each group have each verdict: one column per verdict that occurs."""
     counts = table.groupby([*by, "verdict"], sort=False).size().unstack(fill_value=0)
     return counts[[v for v in VERDICTS if v in counts]].rename_axis(columns=None)
+
+
+EVERY_WAY, SOME_WAY, NO_WAY = "in every way", "in some way", "in no way"
+
+
+def by_figure(table: pd.DataFrame) -> pd.DataFrame:
+    """One row for each printed figure of `reproduce`'s table: does it come back?
+
+    id, where, version, outcome: EVERY_WAY if no comparison differs, SOME_WAY if one does and
+    another does not, NO_WAY if all do, IMPOSSIBLE if nothing of ours can stand beside it.
+    """
+
+    def outcome(verdicts: pd.Series) -> str:
+        if (verdicts == IMPOSSIBLE).all():
+            return IMPOSSIBLE
+        differs = verdicts[verdicts != IMPOSSIBLE] == DIFFERS
+        return NO_WAY if differs.all() else SOME_WAY if differs.any() else EVERY_WAY
+
+    keys = ["id", "where", "version"]
+    found = table.groupby(keys, sort=False)["verdict"].agg(outcome)
+    return found.rename("outcome").reset_index()
 
 
 def ablations(evidence: Evidence, figures: pd.DataFrame) -> pd.DataFrame:

@@ -1,6 +1,6 @@
 """Our own fits of every published run over several seeds, frozen into one small table.
 
-    python -m mergelib.reproduction.own --from RELEASED --to book/tables/published/own_fits.csv
+    cd book && python -m studies.reproduction.own --from RELEASED --to tables/published/own_fits.csv
 
 Greedy searches and the network take most of its quarter of an hour on a free core; the searches are
 therefore repeated for one setting, with few seeds.
