@@ -25,6 +25,8 @@ from mergelib.published.fits import fit_folder, read_fits
 from mergelib.published.predictors import adam
 from mergelib.published.released import SETTINGS, TASKS, metric_names, read_setting
 
+pytestmark = pytest.mark.numeric
+
 SEEDS = "loto_cv_l1_lambda1.0_random_seeds/seed_{}"
 
 

@@ -32,6 +32,8 @@ from studies.reproduction.runs import RUNS, left_out, problem
 from studies.reproduction.stored import missing_weight, p_value, recovered
 from studies.reproduction.summaries import identical
 
+pytestmark = pytest.mark.numeric
+
 B16, B32, SGD = "ViT-B-16_AdamW", "ViT-B-32_AdamW", "ViT-B-16_SGD"
 
 
