@@ -15,6 +15,8 @@ from mergelib.models.backbones import CONTEXT, GLYPH_VIT, WEIGHTS, load, tokeniz
 from mergelib.models.heads import logits, zero_shot_head
 from mergelib.tasks import TASKS
 
+pytestmark = pytest.mark.numeric
+
 
 @pytest.fixture(scope="module")
 def backbone():

@@ -17,6 +17,8 @@ from mergelib.pairs.targets import outcome_cube
 from mergelib.published.released import read_setting
 from studies import calibration_size
 
+pytestmark = pytest.mark.numeric
+
 SETTING = "ViT-B-16_AdamW"
 ACTIVATION, GRADIENT = "activation_dot_product", "encoder_gradient_l2_distance"
 

@@ -18,6 +18,8 @@ from mergelib.merging.engine import merge
 from mergelib.metrics.table import pairwise_of_checkpoints
 from mergelib.models.backbones import load
 
+pytestmark = pytest.mark.numeric
+
 LAYERS, WIDTH, EMBED = 2, 16, 8
 
 

@@ -1,6 +1,7 @@
 """The made models have the relation that they are said to have."""
 
 import numpy as np
+import pytest
 import torch
 
 from studies.demonstration import (
@@ -11,6 +12,8 @@ from studies.demonstration import (
     spectra,
     turned,
 )
+
+pytestmark = pytest.mark.numeric
 
 
 def test_a_turned_vector_has_its_angle_and_length():

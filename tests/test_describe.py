@@ -14,6 +14,8 @@ from mergelib.metrics.registry import METRICS
 from mergelib.pairs import describe, tables
 from studies.plots import mosaic
 
+pytestmark = pytest.mark.numeric
+
 TASKS = ["c", "a", "d", "b", "e"]
 PAIRS = list(itertools.combinations(TASKS, 2))
 

@@ -20,6 +20,8 @@ from mergelib.merging.registry import METHODS
 from mergelib.metrics.encoder import cross_accuracies, mean_activation, pool_gradients
 from mergelib.metrics.weights import survey
 
+pytestmark = pytest.mark.numeric
+
 SHAPES = {"tall": (40, 25), "wide": (24, 60), "small": (6, 5), "bias": (24,), "scale": ()}
 
 

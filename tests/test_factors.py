@@ -9,6 +9,8 @@ from mergelib.core.threads import threaded
 from mergelib.linalg import svd
 from mergelib.linalg.svd import ends, thin_factors
 
+pytestmark = pytest.mark.numeric
+
 SHAPES = [(90, 40), (40, 90), (60, 60), (45, 44), (25, 12), (7, 30), (3, 2), (1, 5), (1, 1)]
 
 

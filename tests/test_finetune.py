@@ -13,6 +13,8 @@ from mergelib.models.finetune import Recipe, _batches, _decay, finetune
 from mergelib.models.heads import logits, zero_shot_head
 from mergelib.tasks import build
 
+pytestmark = pytest.mark.numeric
+
 RECIPE = Recipe(steps=3, batch=8, learning_rate=1e-3, weight_decay=0.1)
 
 

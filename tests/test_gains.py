@@ -10,6 +10,8 @@ from mergelib.core.errors import MergelibError
 from mergelib.pairs.tables import outcomes
 from studies.gains import against_others, gains, retraining, summarize_gains
 
+pytestmark = pytest.mark.numeric
+
 TASKS = ["c", "a", "b", "d"]
 PAIRS = list(itertools.combinations(TASKS, 2))
 

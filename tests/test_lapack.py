@@ -6,6 +6,8 @@ import torch
 
 from mergelib.linalg.lapack import Tridiagonal, small_gram
 
+pytestmark = pytest.mark.numeric
+
 
 def symmetric(n: int, seed: int = 0) -> np.ndarray:
     tall = np.random.default_rng(seed).standard_normal((n + 3, n))

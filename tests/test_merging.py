@@ -20,6 +20,8 @@ from mergelib.merging.layer import Layer
 from mergelib.merging.methods.dare import keep_mask
 from mergelib.merging.registry import EDITIONS, METHODS, preset
 
+pytestmark = pytest.mark.numeric
+
 DETERMINISTIC = [name for name in METHODS if not METHODS[name].random]
 SHAPES = {
     "scale": (),

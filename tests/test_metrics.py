@@ -15,6 +15,8 @@ from mergelib.metrics.registry import METRICS, published_metrics
 from mergelib.metrics.table import pairwise
 from mergelib.metrics.weights import summarize
 
+pytestmark = pytest.mark.numeric
+
 TASKS = ["ant", "bee", "cow", "dog"]
 PUBLISHED = published_metrics()
 PUBLISHED_ROWS = [METRICS[name] for name in PUBLISHED]

@@ -12,6 +12,8 @@ from mergelib.core.store import save_tensors
 from mergelib.metrics import cache, weights
 from mergelib.metrics.table import pairwise_of_checkpoints
 
+pytestmark = pytest.mark.numeric
+
 SHAPES = {"attn.weight": (24, 12), "mlp.wide": (12, 60), "bias": (24,), "scale": ()}
 
 

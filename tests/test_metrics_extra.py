@@ -21,6 +21,8 @@ from mergelib.metrics.table import pairwise, pairwise_of_checkpoints
 from mergelib.metrics.weights import summarize
 from mergelib.published import released
 
+pytestmark = pytest.mark.numeric
+
 TASKS = ["ant", "bee", "cow"]
 PUBLISHED = published_metrics()
 EXTRA = [row.name for row in METRICS.rows() if not row.published]

@@ -20,6 +20,8 @@ from mergelib.metrics.published_gradients import (
     random_head,
 )
 
+pytestmark = pytest.mark.numeric
+
 COLUMNS = [
     f"{of}_gradient_{kind}"
     for of in ("encoder", "input")

@@ -8,6 +8,8 @@ from open_clip.model import CLIP, CLIPTextCfg, CLIPVisionCfg
 from mergelib.core.errors import MergelibError
 from mergelib.metrics.encoder import mean_activation, pool_gradients
 
+pytestmark = pytest.mark.numeric
+
 CLASSES = (5, 3, 4)
 
 

@@ -29,6 +29,8 @@ from mergelib.pipeline.tables import metrics_table
 from mergelib.pipeline.units import data, factors, merged, summary, tuned
 from mergelib.tasks import TASKS
 
+pytestmark = pytest.mark.numeric
+
 PUBLISHED = published_metrics()
 FILES = ("metrics.csv", "merges.csv", "tasks.csv", "meta.json")
 

@@ -11,6 +11,8 @@ from mergelib.pipeline.params import Run, Sizes
 from mergelib.pipeline.units import base, data, summary, tuned
 from studies import calibration_pools
 
+pytestmark = pytest.mark.numeric
+
 
 @pytest.fixture(scope="module")
 def run() -> Run:

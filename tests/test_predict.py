@@ -28,6 +28,8 @@ from mergelib.predict.splits import DisjointHalves, LeaveOneTaskOut, LeaveTwoTas
 from mergelib.published.predictors import adam
 from mergelib.published.predictors.estimators import DensePearsonAdam, L1PearsonAdam, MSEAdam
 
+pytestmark = pytest.mark.numeric
+
 METHODS = ("weight_avg", "tsv")
 SCALES = np.array([1.0, 1e3, 1e-4, 10.0, 1.0, 1.0])
 

@@ -11,6 +11,8 @@ from mergelib.predict.collinear import collinear_groups
 from mergelib.predict.transfer import transfer
 from studies.exact import lasso_pearson, lasso_pearson_within, max_pearson
 
+pytestmark = pytest.mark.numeric
+
 
 @pytest.fixture
 def xy():

@@ -15,6 +15,8 @@ from mergelib.pairs.tables import Pairs
 from mergelib.published.predictors import adam, greedy, mlp
 from mergelib.published.predictors.estimators import GreedyPearsonAdam, SmallMLP
 
+pytestmark = pytest.mark.numeric
+
 
 @pytest.fixture
 def short(monkeypatch):

@@ -31,6 +31,8 @@ from mergelib.published.released import (
     read_setting,
 )
 
+pytestmark = pytest.mark.numeric
+
 SEEDS = "loto_cv_l1_lambda1.0_random_seeds/seed_{}"
 
 

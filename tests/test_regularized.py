@@ -25,6 +25,8 @@ from studies.regularization import (
     shared_results,
 )
 
+pytestmark = pytest.mark.numeric
+
 SETTING = "ViT-B-16_AdamW"
 
 

@@ -8,6 +8,8 @@ from torch.nn import functional
 from mergelib.core.errors import MergelibError
 from mergelib.models.regularizers import PENALTIES, double_backward, gradient_norm, l2_to_base
 
+pytestmark = pytest.mark.numeric
+
 
 @pytest.fixture(scope="module")
 def tower():

@@ -48,6 +48,8 @@ from studies.l1_selection import (
     shrink,
 )
 
+pytestmark = pytest.mark.numeric
+
 METHODS = ("tsv", "ties", "isotropic")
 
 

@@ -16,6 +16,8 @@ from mergelib.predict.splits import fold_masks, splitter
 from mergelib.published.released import SETTINGS, read_setting
 from studies import what_survives
 
+pytestmark = pytest.mark.numeric
+
 METHODS = ("tsv", "ties")
 
 

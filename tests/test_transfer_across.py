@@ -23,6 +23,8 @@ from studies.architectures import (
     travel,
 )
 
+pytestmark = pytest.mark.numeric
+
 T = 8
 TASKS = [f"T{k}" for k in range(T)]
 ENDS = np.array(list(itertools.combinations(range(T), 2)))

@@ -8,6 +8,8 @@ from mergelib.checkpoints import task_vectors
 from mergelib.core.errors import MergelibError
 from mergelib.core.store import save_tensors
 
+pytestmark = pytest.mark.numeric
+
 
 def make(seed: int) -> dict[str, torch.Tensor]:
     generator = torch.Generator().manual_seed(seed)
