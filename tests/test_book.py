@@ -62,6 +62,7 @@ def text_of(path: Path) -> str:
     return "".join(output.get("text", "") for output in outputs)
 
 
+@pytest.mark.slow
 def test_builds_in_order_of_the_contents_then_only_what_changed(small, no_network):
     built = build.build(small)
     assert [page.stem for page in built] == ["intro", "b_first", "a_second"]
@@ -86,6 +87,7 @@ def test_builds_in_order_of_the_contents_then_only_what_changed(small, no_networ
     assert (runs(small, "b_first"), runs(small, "a_second")) == (2, 1)
 
 
+@pytest.mark.slow
 def test_figures_land_in_the_chapter_whatever_backend_the_user_has_set(tmp_path, monkeypatch):
     monkeypatch.setenv("MPLBACKEND", "agg")
     path = tmp_path / "book" / "draws.ipynb"
@@ -155,6 +157,7 @@ def test_a_chapter_depends_on_the_whole_library(small, monkeypatch, tmp_path):
     assert len(set(found)) == 2
 
 
+@pytest.mark.slow
 def test_a_chapter_without_its_released_tables_is_shown_as_committed(small):
     path = small / "book" / "b_first.ipynb"
     chapter(path, "print(released)", parameters='released = "../released"')
@@ -177,6 +180,7 @@ def test_a_chapter_without_its_released_tables_is_shown_as_committed(small):
         build.build(small, released=small / "book")
 
 
+@pytest.mark.slow
 def test_a_failing_chapter_is_named_and_the_pages_that_stand_stay(small):
     out = small / "pages"
     out.mkdir()
@@ -195,6 +199,7 @@ def test_a_failing_chapter_is_named_and_the_pages_that_stand_stay(small):
     assert runs(small, "b_first") == 1
 
 
+@pytest.mark.slow
 def test_editions_and_only_leave_other_copies_alone(small):
     built = build.build(small, passed={"n": 2}, edition="two")
     assert built[0] == small / "_build" / "editions" / "two" / "html" / "book" / "intro.html"
@@ -213,6 +218,7 @@ def test_editions_and_only_leave_other_copies_alone(small):
     assert build.build(small, only=["a_"])[0].stat().st_mtime_ns == stamp
 
 
+@pytest.mark.slow
 def test_chapters_run_two_at_a_time_with_the_same_outputs(small):
     names = ("b_first", "a_second")
     for name in names:
@@ -236,6 +242,7 @@ def test_chapters_run_two_at_a_time_with_the_same_outputs(small):
         run("third", jobs=2)
 
 
+@pytest.mark.slow
 def test_a_warning_of_the_renderer_is_an_error_and_nothing_half_made_stays(small):
     (small / "book" / "intro.md").write_text("# Intro\n\n[gone](no_such_page)\n")
     for name in ("a_second", "b_first"):
@@ -314,6 +321,7 @@ def test_bad_input_is_one_clear_error(small, tmp_path):
         build.build(tmp_path)
 
 
+@pytest.mark.slow
 def test_committed_outputs_are_the_same_each_time(small):
     path = small / "book" / "b_first.ipynb"
     before = nbformat.read(path, 4)
@@ -341,6 +349,7 @@ def test_paths_of_the_machine_are_taken_out(tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_the_network_block_reaches_kernels_and_is_noticed(tmp_path, no_network):
     path = tmp_path / "book" / "calls_home.ipynb"
     path.parent.mkdir()

@@ -72,7 +72,7 @@ def data_beside(folder: Path) -> list[Path]:
 def modules(path: Path) -> list[Path]:
     """The modules in a chapter's folder that it imports, directly or through each other."""
     found: set[Path] = set()
-    waiting = [
+    waiting: list[tuple[str, tuple[str, ...]]] = [
         (_without_magics(cell.source), ())
         for cell in read_notebook(path).cells
         if cell.cell_type == "code"

@@ -53,6 +53,8 @@ def parameters(notebook: nbformat.NotebookNode, tag: str = "parameters") -> dict
     for cell in notebook.cells:
         if cell.cell_type == "code" and tag in cell.metadata.get("tags", []):
             for node in ast.parse(cell.source).body:
+                names: list[ast.expr]
+                annotation: ast.expr | None
                 if isinstance(node, ast.AnnAssign) and node.value is not None:
                     names, annotation = [node.target], node.annotation
                 elif isinstance(node, ast.Assign):
