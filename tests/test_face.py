@@ -1,5 +1,6 @@
 """The face: models measured, merged and evaluated as paths, state dicts and modules alike."""
 
+import doctest
 import subprocess
 import sys
 
@@ -360,6 +361,15 @@ def test_help_costs_nothing(words):
         f"print('imported', [m for m in {HEAVY} if m in sys.modules])"
     )
     assert run(code).strip().endswith("imported []")
+
+
+def test_the_examples_of_the_face_run():
+    from mergelib import face
+
+    found = doctest.testmod(face)
+    assert found.failed == 0 and found.attempted > 9
+    for name in ("measure", "merge", "evaluate"):
+        assert ">>> ml." in getattr(face, name).__doc__
 
 
 def test_the_face_is_listed_and_whole():

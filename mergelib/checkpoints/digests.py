@@ -22,7 +22,7 @@ def _digest(tensor: Tensor) -> str:
     """128 bits that tell tensors apart; unlike SHA-256, in the time that reading them takes."""
     tensor = tensor.detach().cpu().contiguous()
     state = xxhash.xxh3_128(f"{tensor.dtype} {tuple(tensor.shape)}\n".encode())
-    state.update(tensor.flatten().view(torch.uint8).numpy())
+    state.update(tensor.flatten().view(torch.uint8).numpy().data)
     return state.hexdigest()
 
 

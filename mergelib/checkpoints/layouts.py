@@ -76,6 +76,7 @@ def tower_names(
 
     `ends` are what lies before and after its blocks.
     """
+    found: dict[str, tuple[str, ...]]
     found = {ours: (prefix + theirs,) for ours, theirs in ends.items()}
     layer = re.compile(re.escape(prefix) + r"encoder\.layers\.(\d+)\.")
     count = 1 + max((int(m[1]) for n in weights.shapes if (m := layer.match(n))), default=-1)

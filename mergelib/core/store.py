@@ -19,7 +19,7 @@ from torch import Tensor
 from mergelib.core.errors import MergelibError
 
 
-def _atomic(path: Path, write: Callable[[Path], None]) -> None:
+def _atomic(path: Path, write: Callable[[Path], object]) -> None:
     """Let `write` fill a temporary file beside `path`, then put it in place in one step."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)

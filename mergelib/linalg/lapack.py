@@ -7,6 +7,7 @@ that threads wait for each other. SciPy exports the routines to compiled code to
 """
 
 import ctypes
+from collections.abc import Callable
 from functools import cache
 
 import torch
@@ -18,7 +19,7 @@ BLOCK = 64  # columns of workspace that the blocked routines ask for
 
 
 @cache
-def _routine(name: str) -> ctypes._CFuncPtr:
+def _routine(name: str) -> Callable[..., None]:
     """A routine of SciPy's, which returns nothing and takes pointers."""
     api = ctypes.pythonapi
     api.PyCapsule_GetName.restype = ctypes.c_char_p
@@ -35,8 +36,9 @@ def _pointer(argument: Tensor | bytes | int | float) -> object:
         return ctypes.c_void_p(argument.data_ptr())
     if isinstance(argument, bytes):
         return ctypes.c_char_p(argument)
-    kind = ctypes.c_double if isinstance(argument, float) else ctypes.c_int
-    return ctypes.byref(kind(argument))
+    if isinstance(argument, float):
+        return ctypes.byref(ctypes.c_double(argument))
+    return ctypes.byref(ctypes.c_int(argument))
 
 
 def _call(name: str, *arguments: Tensor | bytes | int | float) -> None:

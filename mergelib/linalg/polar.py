@@ -169,4 +169,6 @@ def orthogonal_sum(
 
 
 def _split_blocks(blocks: Sequence[Tensor], dtype: torch.dtype) -> Polar:
-    return split_pair(*blocks, dtype) if len(blocks) == 2 else split(torch.cat(blocks, 1), dtype)
+    if len(blocks) == 2:
+        return split_pair(blocks[0], blocks[1], dtype)
+    return split(torch.cat(list(blocks), 1), dtype)

@@ -81,8 +81,8 @@ def ends(matrix: Tensor, sigmas: int = 100, k: int = 10, room: Tensor | None = N
         u, v = (torch.eye(rows, n, dtype=torch.float64) for rows in tall.shape)
         zeros = torch.zeros(min(sigmas, n), dtype=torch.float64)
         return Ends(zeros, u[:, :k], v[:, :k], u[:, n - k : n], v[:, -k:])
-    if n > k + GUARD and (found := _by_gram(tall, sigmas, k, room)):
-        return found
+    if n > k + GUARD and (by_gram := _by_gram(tall, sigmas, k, room)):
+        return by_gram
     u, s, v = _svd(tall)
     return Ends(s[:sigmas], u[:, :k], v[:, :k], u[:, -k:], v[:, -k:])
 

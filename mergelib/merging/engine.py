@@ -80,7 +80,9 @@ def _found(
     name: str,
 ) -> Tensor:
     start = origin.read(name)
-    read = [partial(_task_vector, model, name, start) for model in models]
+    read: list[Callable[[], Tensor]] = [
+        partial(_task_vector, model, name, start) for model in models
+    ]
     if 8 * len(read) * start.numel() <= HELD:
         read = [cache(one) for one in read]
     triplets = None if kept is None else lambda t: _triplets(kept[t], name, start)
@@ -88,7 +90,7 @@ def _found(
 
 
 def _task_vector(model: Weights, name: str, start: Tensor) -> Tensor:
-    return difference(model.read(name), start, start.device)
+    return difference(model.read(name), start, str(start.device))
 
 
 def _triplets(kept: Weights, name: str, start: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -136,8 +138,8 @@ def merge(
             "the fine-tuned models must come as a list, even one alone: give [model]"
         )
 
-    if row.survey is not None:
-        parts = sweep(base, tuned, lambda start, layer: row.survey(layer, **params))
+    if (survey := row.survey) is not None:
+        parts = sweep(base, tuned, lambda start, layer: survey(layer, **params))
         params = {**params, "surveyed": torch.stack([part for _, part in parts]).sum(0)}
 
     if into is not None:

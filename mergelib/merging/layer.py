@@ -37,7 +37,7 @@ class Layer(Sequence[Tensor]):
     def __len__(self) -> int:
         return len(self._read)
 
-    def __getitem__(self, position: int) -> Tensor:
+    def __getitem__(self, position: int) -> Tensor:  # type: ignore[override]  # no slices
         return self._read[position]()
 
     @property

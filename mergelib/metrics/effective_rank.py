@@ -40,7 +40,8 @@ def layerwise_effective_rank_of(layer_grams: dict[str, np.ndarray]) -> np.ndarra
 
     A tensor counts for a pair if both norms reach 1e-10; 2 if none does.
     """
-    total, weights = 0.0, 0.0
+    total: np.ndarray | float = 0.0
+    weights: np.ndarray | float = 0.0
     for gram in layer_grams.values():
         norms = task_vectors.norms(gram)
         alive = np.minimum.outer(norms, norms) >= 1e-10

@@ -52,7 +52,7 @@ def mean_activation(
     check_edition(edition)
     check_images(images)
     transformer = getattr(visual, "transformer", None)
-    if not hasattr(transformer, "resblocks"):
+    if transformer is None or not hasattr(transformer, "resblocks"):
         raise MergelibError(
             f"{type(visual).__name__} has no transformer.resblocks: give open_clip's vision "
             "transformer (`model.visual`)"

@@ -130,11 +130,11 @@ def read_inputs(
         encoder = _grams(files, "encoder_gradient/")
         images = _image_grams(files)
         return Inputs(
-            gram=sum(layer_grams.values()),
+            gram=np.asarray(sum(layer_grams.values())),
             layer_grams=layer_grams,
             factors=_factors(files, layer_grams),
             activation=_optional(files, "activation"),
-            encoder_gradient_gram=sum(encoder.values()) if encoder else None,
+            encoder_gradient_gram=np.asarray(sum(encoder.values())) if encoder else None,
             input_gradient_gram=None if images is None else images.sum(axis=0),
             zero_matrices=zero_matrices,
             encoder_gradient_grams=encoder or None,

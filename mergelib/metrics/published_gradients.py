@@ -10,6 +10,7 @@ each head follows from a stated seed, the pair and the metric, so it agrees in d
 import itertools
 import random
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -53,7 +54,7 @@ def random_head(classes: int, width: int, generator: torch.Generator) -> Tensor:
 
 
 def head_pair(
-    seed: int, pair: tuple[int, int], metric: int, classes: tuple[int, int], width: int
+    seed: int, pair: Sequence[int], metric: int, classes: Sequence[int], width: int
 ) -> list[Tensor]:
     """Both heads of a pair (i, j) for metric number 0 … 5, drawn one after the other.
 
@@ -98,7 +99,7 @@ def heads_of_pair(
     seed: int, pair: Sequence[int], classes: Sequence[int], width: int
 ) -> list[list[Tensor]]:
     """The heads of both models of a pair (i, j), six each, one a metric."""
-    drawn = [head_pair(seed, tuple(pair), k, tuple(classes), width) for k in range(len(COLUMNS))]
+    drawn = [head_pair(seed, pair, k, classes, width) for k in range(len(COLUMNS))]
     return [list(heads) for heads in zip(*drawn, strict=True)]
 
 
@@ -155,7 +156,7 @@ def published_gradients(
         chosen = calibration([len(labels[t]) for t in (i, j)], n)
         counts, sides = (classes[i], classes[j]), []
         for side, t in enumerate((i, j)):
-            visual = visuals[t]
+            visual: Any = visuals[t]
             heads = heads_of_pair(seed, (i, j), counts, visual.output_dim)[side]
             data = images[t][chosen[side]], labels[t][chosen[side]]
             sides.append(of_model(visual, *data, heads))

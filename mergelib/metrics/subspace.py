@@ -22,7 +22,8 @@ def layer_mean(
 ) -> np.ndarray:
     """Mean over the matrices of a pairwise value (T, T); `zero_value` is that of a zero matrix."""
     factors: dict[str, Factors] = x.need("factors")
-    total, count = 0.0, 0.0
+    total: np.ndarray | float = 0.0
+    count: np.ndarray | float = 0.0
     for part, values in zip(factors.values(), threaded(value, factors.values()), strict=True):
         alive = part.sigma[:, 0] > 0
         counts = np.outer(alive, alive) if edition == "corrected" else np.ones((len(alive),) * 2)

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -44,7 +45,10 @@ def pairwise(
         )
     wanted = published_metrics() if names is None else [METRICS[name].name for name in names]
     first, second = np.triu_indices(len(tasks), k=1)
-    table = {"task_a": [tasks[i] for i in first], "task_b": [tasks[j] for j in second]}
+    table: dict[str, Any] = {
+        "task_a": [tasks[i] for i in first],
+        "task_b": [tasks[j] for j in second],
+    }
     for row in METRICS.rows():
         if row.name in wanted:
             table[row.name] = np.asarray(row(x, edition), dtype=np.float64)[first, second]
@@ -78,8 +82,9 @@ def pairwise_of_checkpoints(
     names = weight_metrics() if names is None else [METRICS[name].name for name in names]
     if len(models) < 2:
         raise MergelibError(f"{len(models)} model: metrics compare two or more, give another")
-    labels = list(models) if isinstance(models, Mapping) else [_name(Path(m)) for m in models]
-    sources = list(models.values()) if isinstance(models, Mapping) else list(models)
+    named = models if isinstance(models, Mapping) else None
+    labels = [_name(Path(m)) for m in models] if named is None else list(named)
+    sources: list[Source] = [*models] if named is None else [*named.values()]
     zeros = text_matrices(base) if edition == "paper" else 0
     if cache is None:
         layer_grams, summaries = survey(base, sources, device=device)

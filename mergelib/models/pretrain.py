@@ -56,7 +56,6 @@ COMMON = (
     *range(0x2801, 0x2840),
 )
 
-
 # What a lesson in telling apart holds: signs of one script, or icons of one kind.
 SCRIPTS = (
     tuple(range(0x41, 0x5B)),

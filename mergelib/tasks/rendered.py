@@ -44,7 +44,7 @@ def _balanced(rng: np.random.Generator, n_classes: int, n: int) -> np.ndarray:
 
 
 def _pick(rng: np.random.Generator, pools: Sequence[Sequence[Glyph]], labels: Iterable[int]):
-    return [pools[c][rng.integers(len(pools[c]))] for c in labels]
+    return [pools[c][int(rng.integers(len(pools[c])))] for c in labels]
 
 
 def _register(name, family, class_names, templates, style, pools) -> None:
