@@ -2,23 +2,19 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from mergelib.metrics.registry import categories
 from mergelib.pairs.correlation import mean_defined, pearson, score
 from mergelib.pairs.inference import fold_sd, relabellings
-from mergelib.pairs.tables import BENCHMARK, Pairs
+from mergelib.pairs.tables import Pairs
 from mergelib.pairs.targets import target as target_of
 from mergelib.predict.crossval import fold_seeds
 from mergelib.predict.folds import scaled
 from mergelib.predict.lasso import RATIOS, lasso_folds
 from mergelib.predict.splits import HEADLINE, fold_masks, splitter
-from mergelib.published.fits import fit_folder, read_fits
 from mergelib.published.predictors import adam
-from mergelib.published.released import METHODS, metric_names
 from studies.exact import lasso_pearson_within, max_pearson
 
 # ---- The published objective ------------------------------------------------------------------
@@ -216,124 +212,3 @@ def lasso_strengths(
         kept = [column[~np.isnan(column)] for column in null.T]
         table["null_95"] = [np.quantile(c, 0.95) if len(c) else np.nan for c in kept]
     return table
-
-
-def selection(pairs: Pairs, coef: np.ndarray) -> pd.DataFrame:
-    """How often, and with which sign, each metric is in the fits coef (F, m, p).
-
-    One row per method and metric: category, frequency (share of fits with a weight that is not
-    0), positive (share of those fits where it is above 0), stability (share of those fits with
-    the commoner sign), mean (over all fits). NaN where the metric is never selected.
-    """
-    return _selected(pairs.methods, pairs.metrics, coef)
-
-
-def _selected(methods: Sequence[str], metrics: Sequence[str], coef: np.ndarray) -> pd.DataFrame:
-    category = categories(metrics)
-    chosen, above = (coef != 0).sum(axis=0), (coef > 0).sum(axis=0)
-    positive = np.where(chosen > 0, above / np.maximum(chosen, 1), np.nan)
-    rows = []
-    for j, method in enumerate(methods):
-        for k, metric in enumerate(metrics):
-            rows.append(
-                {
-                    "method": method,
-                    "metric": metric,
-                    "category": category[metric],
-                    "frequency": chosen[j, k] / len(coef),
-                    "positive": positive[j, k],
-                    "stability": max(positive[j, k], 1 - positive[j, k]),
-                    "mean": coef[:, j, k].mean(),
-                }
-            )
-    return pd.DataFrame(rows)
-
-
-def halves_coefficients(
-    pairs: Pairs,
-    ratio: Sequence[float],
-    target: str = "normalized",
-    repeats: int = 25,
-    seed: int = 0,
-    relabelled: bool = False,
-) -> np.ndarray:
-    """Lasso weights (2 repeats, m, p) on the pairs inside random halves of the tasks.
-
-    `ratio` (m,) is each method's penalty. Unlike leave-one-task-out folds, which share nine tenths
-    of their pairs, two halves of a repeat share none. `relabelled`: the tasks of the targets are
-    renamed anew in each repeat, so that what is selected then is selected by chance.
-    """
-    y = target_of(pairs, target)
-    _, train, _ = fold_masks(splitter("halves", seed, repeats), pairs.ends, pairs.tasks)
-    out = np.empty((len(train), y.shape[1], pairs.X.shape[1]))
-    for value in np.unique(ratio):
-        which = np.flatnonzero(np.asarray(ratio) == value)
-        if not relabelled:
-            out[:, which] = lasso_folds(pairs.X, y[:, which], train, [value]).coef[:, :, 0]
-            continue
-        for k, moved in enumerate(relabellings(y[:, which], pairs.ends, repeats, seed)):
-            two = slice(2 * k, 2 * k + 2)
-            inside = train[two] & ~np.isnan(moved).any(axis=1)
-            out[two, which] = lasso_folds(pairs.X, moved, inside, [value]).coef[:, :, 0]
-    return out
-
-
-# ---- The released fits ------------------------------------------------------------------------
-
-RELEASED_RUN = "loto_cv_l1_lambda1.0"  # the published headline's, unseeded
-
-
-def released_fits(
-    source: str, released: str | Path, run: str = RELEASED_RUN
-) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """What the released fits of a setting keep: a table of sizes, and `selection` of their folds.
-
-    Sizes per method: folds, n_metrics (mean over folds), fewest, most, l1_norm (mean sum of |w|),
-    r_fold_mean (stored). Methods and metrics in published order. Both empty for the benchmark, of
-    which nothing was released. Raises MergelibError as `published.read_fits` does.
-    """
-    fits = {}
-    if source != BENCHMARK:
-        fits = read_fits(fit_folder(Path(released), source, run))
-    rows = []
-    names = [name for name in METHODS if name in fits]
-    for name in names:
-        fit = fits[name]
-        count = (fit.coef != 0).sum(axis=1)
-        norm = np.abs(fit.coef).sum(axis=1).mean()
-        r = float(fit.r.mean())
-        rows.append((name, len(fit.tasks), count.mean(), count.min(), count.max(), norm, r))
-    columns = ["method", "folds", "n_metrics", "fewest", "most", "l1_norm", "r_fold_mean"]
-    sizes = pd.DataFrame(rows, columns=columns)
-    if not names:
-        empty = ["method", "metric", "category", "frequency", "positive", "stability", "mean"]
-        return sizes, pd.DataFrame(columns=empty)
-    metrics = metric_names()
-    places = {name: [fits[name].metrics.index(m) for m in metrics] for name in names}
-    coef = np.stack([fits[name].coef[:, places[name]] for name in names], axis=1)
-    return sizes, _selected(names, metrics, coef)
-
-
-def released_return(
-    kept: pd.DataFrame, pairs: Pairs, ratio: Sequence[float], repeats: int = 25, seed: int = 0
-) -> pd.DataFrame:
-    """Do the metrics that the released fits keep come back in the lasso when the tasks change?
-
-    `kept` is the selection of `released_fits`. Per method and metric: released (share of the
-    released folds that keep it) and released_sign; halves, halves_sign (`halves_coefficients` with
-    their target, raw accuracy, at each method's `ratio`) and chance, the share with the tasks
-    relabelled. Empty where nothing was released.
-    """
-    columns = ["method", "metric", "released", "released_sign", "halves", "halves_sign", "chance"]
-    if not len(kept):
-        return pd.DataFrame(columns=columns)
-    table = kept.rename(columns={"frequency": "released", "stability": "released_sign"})
-    for name, relabelled in (("halves", False), ("chance", True)):
-        coef = halves_coefficients(pairs, ratio, "raw", repeats, seed, relabelled)
-        found = selection(pairs, coef).rename(
-            columns={"frequency": name, "stability": f"{name}_sign"}
-        )
-        table = table.merge(
-            found[["method", "metric", name, f"{name}_sign"]], on=["method", "metric"]
-        )
-    return table[columns]
