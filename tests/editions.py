@@ -230,7 +230,41 @@ def _said(ran: Ran, row: list[str], counted: str) -> bool:
     return counted in line
 
 
-CHECKS: Mapping[str, Callable[[Ran], list[str]]] = {"04": check_fits}
+def _first(row: list[str], heads: list[str]) -> str:
+    """The category with the most negative change in a row of "−0.11 (6)"."""
+    change = {
+        h: float(cell.split()[0].replace("−", "-")) for h, cell in zip(heads, row, strict=True)
+    }
+    return min(change, key=lambda name: (change[name], name))
+
+
+def check_ablations(ran: Ran) -> list[str]:
+    """Chapter 5: what its sentences say of first places, recomputed from the tables shown."""
+    target, matrix = ran.names["target"], ran.outputs["c05-05"]
+    heads, rows = matrix.heads[1:], {row[0]: row[1:] for row in matrix.rows}
+    found = []
+    targets = ("raw", "normalized", "residual")
+    for k, source in enumerate((ran.names["a"], ran.names["b"])):
+        first = {t: _first(rows[f"{source}: {t}"], heads) for t in targets}
+        line = ran.prose("c05-06").splitlines()[k]
+        n = int(rows[f"{source}: {target}"][heads.index(first[target])].split("(")[1][:-1])
+        counted = in_words(n, len(ran.names["sources"][k].methods))
+        asked = [
+            ("c05-06", first[target] in line),
+            ("c05-06", ("*(Holds.)*" in line) == (len(set(first.values())) == 1)),
+            ("c05-03", f"{first[target]} metrics" in ran.prose("c05-03")),
+            ("c05-03", f"{counted} methods" in ran.prose("c05-03")),
+        ]
+        for row in ran.table("c05-22"):
+            told = ran.prose("c05-23").splitlines()[k]
+            lost = 0 if row[2 + 2 * k].startswith("none") else 1
+            said = re.search(rf"{row[0]} \(\d+\)", told) is not None
+            asked.append(("c05-23", bool(lost) == said))
+        found += [f"{cell}: {source} | {ran.prose(cell)}" for cell, holds in asked if not holds]
+    return found
+
+
+CHECKS: Mapping[str, Callable[[Ran], list[str]]] = {"04": check_fits, "05": check_ablations}
 
 
 def main(chapters: list[str]) -> int:

@@ -95,12 +95,19 @@ def show_both(
 
 
 def panels(
-    sources: Sequence[Source], height: float, *, upright: bool = False
+    sources: Sequence[Source], height: float, share: str = "both"
 ) -> tuple[Figure, Iterator[tuple[Source, Axes]]]:
-    """A figure with one panel a source, titled by it: beside each other, or upright, one below."""
-    shape = (len(sources), 1) if upright else (1, len(sources))
+    """A figure with one panel a source beside the other, titled by it.
+
+    `share`: "both" axes, the "rows" alone, or "none".
+    """
     figure, axes = plt.subplots(
-        *shape, figsize=(7.2, height), sharex=True, sharey=not upright, squeeze=False
+        1,
+        len(sources),
+        figsize=(7.2, height),
+        sharex=share == "both",
+        sharey=share != "none",
+        squeeze=False,
     )
     for source, ax in zip(sources, axes.flat, strict=True):
         ax.set_title(source.short)
