@@ -185,7 +185,7 @@ def _filled(text: str, numbers: Mapping[str, Any]) -> str:
 def number(value: Any, spec: str = "") -> str:
     """A value as text: `spec` is Python's, "p" for a p-value, "%" or ".1%" for a share.
 
-    Typographic minus, no negative zero, a dash for what is undefined.
+    Typographic minus, no sign before a zero, a dash for what is undefined.
     """
     if value is None or value is pd.NA or (isinstance(value, float) and np.isnan(value)):
         return ABSENT
@@ -204,9 +204,9 @@ def number(value: Any, spec: str = "") -> str:
     )
     if spec.endswith("%"):
         text = text.replace("%", " %")
-    if text.startswith("-"):
-        text = text[1:] if not re.search(r"[1-9]", text) else MINUS + text[1:]
-    return text
+    if text[0] in "+-" and not re.search(r"[1-9]", text):
+        return text[1:]
+    return MINUS + text[1:] if text.startswith("-") else text
 
 
 # ---- Tables -------------------------------------------------------------------------------------

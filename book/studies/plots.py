@@ -261,3 +261,44 @@ def mosaic(images: ArrayLike, columns: int = 3) -> np.ndarray:
     rows = n // columns
     tiles = images.reshape(rows, columns, channels, height, width)
     return tiles.transpose(2, 0, 3, 1, 4).reshape(channels, rows * height, columns * width)
+
+
+def dots(
+    frame: pd.DataFrame,
+    rows: str,
+    value: str,
+    ax: Axes,
+    *,
+    order: Sequence[str],
+    low: str | None = None,
+    high: str | None = None,
+    hue: str | None = None,
+    kinds: Sequence[str] | None = None,
+    baselines: Sequence[str] = (),
+) -> Axes:
+    """Dots in rows `order`, with whiskers from `low` to `high`; a zero line.
+
+    With `hue` the values of that column (in the order of `kinds`) lie below each other in a row,
+    in their colours. `baselines` names columns of BASELINE_MARKERS, drawn in the same row.
+    """
+    kinds = list(kinds or (dict.fromkeys(frame[hue]) if hue else [value]))
+    step = 0.72 / len(kinds)
+    for k, kind in enumerate(kinds):
+        part = frame[frame[hue] == kind] if hue else frame
+        places = np.array([order.index(row) for row in part[rows]], dtype=float)
+        places += (k - (len(kinds) - 1) / 2) * step
+        tint = color(kind, k)
+        if low and high:
+            ax.hlines(places, part[low], part[high], color=tint, linewidth=1.8, alpha=0.6)
+        ax.plot(part[value].to_numpy(float), places, "o", color=tint, markersize=6, zorder=4,
+                label=label(kind))  # fmt: skip
+        for name in baselines:
+            known = part[name].to_numpy(float)
+            ax.plot(known, places, BASELINE_MARKERS[name], color="white", markeredgecolor=BASELINE,
+                    markeredgewidth=1.3, markersize=6, zorder=3,
+                    label=None if k or np.isnan(known).all() else label(name))  # fmt: skip
+    ax.axvline(0, color=BASELINE, linewidth=1)
+    ax.set_yticks(range(len(order)), [label(row) for row in order])
+    ax.set_ylim(len(order) - 0.4, -0.6)
+    ax.grid(axis="y", visible=False)
+    return ax
