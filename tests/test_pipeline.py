@@ -55,6 +55,7 @@ def done(smoke, tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_the_tables_are_whole(smoke, done):
     run = params.load(smoke)
     pairs = list(itertools.combinations(run.tasks, 2))
@@ -75,6 +76,7 @@ def test_the_tables_are_whole(smoke, done):
     assert meta["edition"] == "corrected" and meta["backbone"] == GLYPH_VIT
 
 
+@pytest.mark.slow
 def test_a_merge_by_hand_gives_the_table_s_accuracy(smoke, done):
     run = params.load(smoke)
     merges = pd.read_csv(done / "tables" / "merges.csv")
@@ -95,6 +97,7 @@ def test_a_merge_by_hand_gives_the_table_s_accuracy(smoke, done):
         assert float((guess == test.labels).float().mean()) == pytest.approx(row[side], abs=0.02)
 
 
+@pytest.mark.slow
 def test_a_compiled_encoder_has_the_weights_of_every_merge(smoke, done, monkeypatch):
     compiled = []
 
@@ -115,6 +118,7 @@ def test_a_compiled_encoder_has_the_weights_of_every_merge(smoke, done, monkeypa
         assert (found["acc_a"], found["acc_b"]) == (row.acc_a, row.acc_b)
 
 
+@pytest.mark.slow
 def test_a_metric_by_hand(smoke, done):
     run = params.load(smoke)
     base = load().visual_state()
@@ -131,6 +135,7 @@ def test_a_metric_by_hand(smoke, done):
         assert row.task_vector_cosine_similarity == pytest.approx(cosine, abs=1e-9)
 
 
+@pytest.mark.slow
 def test_a_protecting_merge_weighs_by_what_the_base_lacks(smoke, done):
     run, store = replace(params.load(smoke), methods={"base_protecting": {}}), done / "store"
     pair = run.tasks[:2]
@@ -149,6 +154,7 @@ def test_a_protecting_merge_weighs_by_what_the_base_lacks(smoke, done):
     assert read_json(file)["acc_a"] == pytest.approx(expected, abs=0.02)
 
 
+@pytest.mark.slow
 def test_extra_metrics_come_when_they_are_named(smoke, done):
     names = ["base_knowledge", "cross_task_accuracy_of_b", "input_gradient_alignment"]
     run, store = replace(params.load(smoke), metrics=names), done / "store"
@@ -169,6 +175,7 @@ def test_extra_metrics_come_when_they_are_named(smoke, done):
         assert -1 <= row.input_gradient_alignment <= 1
 
 
+@pytest.mark.slow
 def test_a_paper_run_repeats_the_published_choices(smoke, done, tmp_path):
     run = replace(params.load(smoke), edition="paper", methods={"weight_avg": {}})
     run = replace(run, tasks=run.tasks[:3])
@@ -206,6 +213,7 @@ def test_a_paper_run_repeats_the_published_choices(smoke, done, tmp_path):
     np.testing.assert_allclose(clean[f"{name}_y"], counted, rtol=1e-9)
 
 
+@pytest.mark.slow
 def test_killed_three_times_it_ends_with_the_same_bits(smoke, done, tmp_path):
     watched = (("tuned/*.safetensors", 2), ("summary/*.safetensors", 1), ("merged/*.json", 13))
     for pattern, count in watched:
@@ -226,6 +234,7 @@ def test_killed_three_times_it_ends_with_the_same_bits(smoke, done, tmp_path):
     assert not list((tmp_path / "store").rglob("*.tmp"))
 
 
+@pytest.mark.slow
 def test_nothing_is_done_twice_and_nothing_asks_for_the_network(
     smoke, done, tmp_path, no_network, monkeypatch
 ):
@@ -245,6 +254,7 @@ def test_a_slice_runs_with_the_network_blocked(smoke, tmp_path, no_network):
     assert len(made["merges"]) == 2 and len(made["metrics"]) == 1
 
 
+@pytest.mark.slow
 def test_threads_change_no_bit(smoke, tmp_path):
     run = params.load(smoke)
     small = replace(run, tasks=["digits", "braille"], methods={"tsv": {}})
@@ -274,6 +284,7 @@ def test_a_key_follows_what_it_depends_on(smoke):
         assert (keys[0] == keys[1]) is same
 
 
+@pytest.mark.slow
 def test_a_study_stacks_its_variants(smoke, tmp_path):
     run = params.load(smoke)
     recipe = replace(run.finetune, steps=1, regularizer="gradient_norm")
@@ -289,6 +300,7 @@ def test_a_study_stacks_its_variants(smoke, tmp_path):
     ]
 
 
+@pytest.mark.slow
 def test_another_backbone_runs_the_same_line(smoke, tmp_path):
     run = params.load(smoke)
     sizes = replace(run.sizes, train=4, calibration=2, test=3)
@@ -361,6 +373,7 @@ def test_broken_checkpoints_have_one_clear_line(models, name, capsys):
     assert not (models / "out.safetensors").exists() and not list(models.glob(".*"))
 
 
+@pytest.mark.slow
 def test_unknown_method_on_the_command_line(models):
     ended = subprocess.run(
         [sys.executable, "-m", "mergelib.cli", *merge_of(models, **{"--method": "tvs"})],

@@ -41,6 +41,7 @@ def test_a_task_is_whole(name):
     assert len(every.unique(dim=0)) == len(every)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["braille", "photos", "mnist", "color"])
 def test_the_seed_fixes_the_pixels(name):
     first, again, other = build(name, SIZES, 3), build(name, SIZES, 3), build(name, SIZES, 4)
