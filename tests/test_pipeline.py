@@ -14,11 +14,11 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from published_pairs import published_gradients
 
 from mergelib.cli import main
 from mergelib.core.store import load_tensors, read_json, save_tensors
 from mergelib.metrics.encoder import mean_activation
-from mergelib.metrics.published_gradients import published_gradients
 from mergelib.metrics.registry import published_metrics
 from mergelib.models.accuracy import accuracy
 from mergelib.models.backbones import GLYPH_VIT, load

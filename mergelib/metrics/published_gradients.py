@@ -10,10 +10,8 @@ each head follows from a stated seed, the pair and the metric, so it agrees in d
 import itertools
 import random
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
-import pandas as pd
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, normalize
@@ -120,45 +118,3 @@ def of_pair(first: list[list[Tensor]], second: list[list[Tensor]]) -> dict[str, 
         gram = sum(task_vectors.gram(both) for both in zip(a, b, strict=True))
         found[f"{of}_gradient_{kind}"] = float(OF_GRAM[kind](gram)[0, 1])
     return found
-
-
-def published_gradients(
-    visuals: Sequence[nn.Module],
-    images: Sequence[Tensor],
-    labels: Sequence[Tensor],
-    classes: Sequence[int],
-    tasks: Sequence[str],
-    seed: int,
-    n: int = PER_TASK,
-) -> pd.DataFrame:
-    """The six gradient metrics of all pairs in the published edition: task_a, task_b, six columns.
-
-    `visuals[t]` is model t's image tower (asked for once a pair and done with before the next, so
-    it may be one module that is loaded anew), `images[t]` the task's test images, normalized,
-    indexed by a list, `labels[t]` their labels, `classes[t]` how many there are; `seed` determines
-    the heads. A pair costs 24 backward passes of at most 8 images: this is the slow edition.
-    Raises MergelibError for operands that differ in number, a split of fewer than n images, labels
-    outside 0 … C−1, and unusable images.
-    """
-    if not len(visuals) == len(images) == len(labels) == len(classes) == len(tasks):
-        raise MergelibError(
-            f"{len(visuals)} models, {len(images)} and {len(labels)} splits, {len(classes)} class "
-            f"counts and {len(tasks)} task names: give one of each per task"
-        )
-    for task, truth, count in zip(tasks, labels, classes, strict=True):
-        if len(truth) and (truth.min() < 0 or truth.max() >= count):
-            raise MergelibError(
-                f"task {task!r}: labels run from {int(truth.min())} to {int(truth.max())}, outside "
-                f"0 … {count - 1}: check its class count"
-            )
-    rows = []
-    for i, j in itertools.combinations(range(len(tasks)), 2):
-        chosen = calibration([len(labels[t]) for t in (i, j)], n)
-        counts, sides = (classes[i], classes[j]), []
-        for side, t in enumerate((i, j)):
-            visual: Any = visuals[t]
-            heads = heads_of_pair(seed, (i, j), counts, visual.output_dim)[side]
-            data = images[t][chosen[side]], labels[t][chosen[side]]
-            sides.append(of_model(visual, *data, heads))
-        rows.append({"task_a": tasks[i], "task_b": tasks[j], **of_pair(*sides)})
-    return pd.DataFrame(rows)

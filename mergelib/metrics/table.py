@@ -86,6 +86,7 @@ def pairwise_of_checkpoints(
     labels = [_name(Path(m)) for m in models] if named is None else list(named)
     sources: list[Source] = [*models] if named is None else [*named.values()]
     zeros = text_matrices(base) if edition == "paper" else 0
+    summaries: Sequence[Source]
     if cache is None:
         layer_grams, summaries = survey(base, sources, device=device)
     else:
