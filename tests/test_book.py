@@ -1,4 +1,4 @@
-"""The book's build, on throwaway books, and the form of the chapters that are committed."""
+"""The book's build, on throwaway books."""
 
 import json
 import re
@@ -11,11 +11,10 @@ import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
-from mergelib.book import build, chapters, contents, keys, notebooks, pages, site
+from mergelib.book import build, chapters, keys, notebooks, site
 from mergelib.core.errors import MergelibError
 
 ROOT = Path(__file__).resolve().parents[1]
-CHAPTERS = sorted((ROOT / "book").glob("*.ipynb"))
 
 
 def chapter(path: Path, *cells: str, parameters: str = "n = 1") -> None:
@@ -252,56 +251,6 @@ def test_a_warning_of_the_renderer_is_an_error_and_nothing_half_made_stays(small
     assert [path.name for path in (small / "_build").iterdir()] == ["book"]
 
 
-def test_a_swap_that_was_cut_short_is_mended(tmp_path):
-    new, out, old = tmp_path / "new", tmp_path / "html", tmp_path / ".html.old"
-    for folder, text in ((new, "new"), (old, "old")):
-        folder.mkdir()
-        (folder / "index.html").write_text(text)
-    pages.recover(out)  # the old pages had been put aside, the new ones did not stand yet
-    assert (out / "index.html").read_text() == "old"
-    pages.swap(new, out)
-    assert (out / "index.html").read_text() == "new"
-    shutil.copytree(out, old)  # the new ones stood, the old ones had not gone yet
-    pages.recover(out)
-    assert [path.name for path in tmp_path.iterdir()] == ["html"]
-    assert (out / "index.html").read_text() == "new"
-
-
-PAGE = "<html><body><article>text</article>{}</body></html>"
-
-
-def test_a_missing_or_empty_page_is_found(tmp_path):
-    (tmp_path / "index.html").write_text(PAGE)
-    (tmp_path / "full.html").write_text(PAGE)
-    (tmp_path / "empty.html").write_text("<html><nav>menu</nav><article> </article></html>")
-    assert pages.check_pages(tmp_path, ["full"]) == [tmp_path / "full.html"]
-    for name in ("gone", "empty"):
-        with pytest.raises(MergelibError, match=f"chapter {name} has no page, or an empty one"):
-            pages.check_pages(tmp_path, ["full", name])
-
-
-@pytest.mark.parametrize(
-    ("link", "whole"),
-    [
-        ('<a href="b.html#there">', True),
-        ('<a href="#top"></a><h1 id="top">', True),
-        ('<a href="https://example.com/x">', True),
-        ('<img src="data:image/png;base64,AA">', True),
-        ('<a href="b.html#nowhere">', False),
-        ('<a href="c.html">', False),
-        ('<img src="_images/gone.png">', False),
-    ],
-)
-def test_links_are_followed(tmp_path, link, whole):
-    (tmp_path / "a.html").write_text(PAGE.format(link))
-    (tmp_path / "b.html").write_text(PAGE.format('<h2 id="there">'))
-    if whole:
-        pages.check_links(tmp_path)
-    else:
-        with pytest.raises(MergelibError, match="broken links in the book: a.html"):
-            pages.check_links(tmp_path)
-
-
 def test_bad_input_is_one_clear_error(small, tmp_path):
     with pytest.raises(MergelibError, match="no folder of tables"):
         build.build(small, tables=tmp_path / "gone")
@@ -359,36 +308,6 @@ def test_the_network_block_reaches_kernels_and_is_noticed(tmp_path, no_network):
         chapters.execute(path, tmp_path / "done.ipynb", {}, tmp_path)
     assert "192.0.2.1" in no_network.read_text()
     no_network.write_text("")  # this attempt was meant
-
-
-@pytest.mark.skipif(not CHAPTERS, reason="no chapters are written yet")
-def test_contents_list_every_chapter():
-    names = [Path(name).stem for name in contents.entries(ROOT)]
-    assert names == ["intro", *(path.stem for path in CHAPTERS)]
-
-
-@pytest.mark.parametrize("path", CHAPTERS, ids=lambda path: path.stem)
-def test_chapter_form(path):
-    notebook = notebooks.read_notebook(path)
-    first = notebook.cells[0]
-    assert first.cell_type == "markdown" and first.source.startswith("# ")
-    assert "question" in first.source.lower() and "answer" in first.source.lower()
-    tagged = [c for c in notebook.cells if "parameters" in c.metadata.get("tags", [])]
-    assert len(tagged) == 1, "one cell is tagged `parameters`"
-    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
-    assert any(cell.outputs for cell in code), "commit the outputs: mergelib book --commit-outputs"
-    assert [c.execution_count for c in code] == list(range(1, len(code) + 1)), "run it in order"
-    # nbval's kernel shows the value all the same, so the outputs would differ.
-    assert not any(c.source.rstrip().endswith(";") for c in code), "assign instead of `;`"
-    outputs = [output for cell in code for output in cell.outputs]
-    kinds = {output.output_type for output in outputs}
-    assert "error" not in kinds
-    assert not any(output.get("name") == "stderr" for output in outputs), "raw warnings"
-    assert "papermill" not in notebook.metadata
-    cleaned = notebooks.clean(notebooks.read_notebook(path), ROOT, path.name)
-    assert nbformat.writes(cleaned) == nbformat.writes(notebook), (
-        "not as --commit-outputs leaves it"
-    )
 
 
 def test_the_module_loads_without_a_notebook_at_hand():

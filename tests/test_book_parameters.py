@@ -140,7 +140,8 @@ def test_a_page_tells_its_edition_and_shows_no_path():
 def test_pages_that_the_edition_does_not_touch_say_so():
     assert site.edition_line({}, {}) == ""
     assert site.edition_line({"n": "2"}, {"n": "2", "m": "1"}) == "Edition: n = 2."
-    assert "n = 2 does not enter this page" in site.edition_line({}, {"n": "2"})
+    assert "n = 2 does not enter this page" in site.edition_line({}, {"n": "2"}, ["m"])
+    assert site.edition_line({}, {"n": "2"}, ["n"]) == "Edition: the defaults, not n = 2."
 
 
 def test_a_picture_is_shown_with_its_words():

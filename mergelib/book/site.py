@@ -3,7 +3,7 @@
 import html
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ import yaml
 from mergelib.book.contents import PICTURES, below
 from mergelib.book.figures import with_captions
 from mergelib.book.notebooks import INJECTED, clean, read_notebook, write_notebook
-from mergelib.book.parameters import edition
+from mergelib.book.parameters import edition, parameters
 from mergelib.core.errors import MergelibError
 
 AS_COMMITTED = "Shown with the outputs that were committed with the repository, not run here."
@@ -44,7 +44,7 @@ def prepare(source: Path, pages: Mapping[Path, Path], site: Path) -> None:
         target = site / path.relative_to(source)
         target.parent.mkdir(parents=True, exist_ok=True)
         if path in shown:
-            notes = [edition_line(differs[path], whole)]
+            notes = [edition_line(differs[path], whole, parameters(shown[path]))]
             if pages[path] == path:
                 notes.append(AS_COMMITTED)
             write_notebook(target, page_of(shown[path], notes, differs[path]))
@@ -73,11 +73,18 @@ def _write_configuration(path: Path, target: Path, differs: Mapping[str, str]) -
     target.write_text(yaml.safe_dump(held, sort_keys=False, allow_unicode=True), encoding="utf-8")
 
 
-def edition_line(differs: Mapping[str, str], whole: Mapping[str, str]) -> str:
-    """What a page says of its edition; nothing where the whole book has its defaults."""
-    if differs:
-        return f"Edition: {_listed(differs)}."
-    return f"Edition: the defaults; {_listed(whole)} does not enter this page." if whole else ""
+def edition_line(
+    differs: Mapping[str, str], whole: Mapping[str, str], declared: Collection[str] = ()
+) -> str:
+    """What a page says of its edition; nothing where the whole book has its defaults.
+
+    `differs` is the page's own, `whole` the book's, `declared` the names of the page's parameters.
+    """
+    if differs or not whole:
+        return f"Edition: {_listed(differs)}." if differs else ""
+    if any(name in declared for name in whole):
+        return f"Edition: the defaults, not {_listed(whole)}."
+    return f"Edition: the defaults; {_listed(whole)} does not enter this page."
 
 
 def _listed(differs: Mapping[str, str]) -> str:
