@@ -7,13 +7,15 @@ import pandas as pd
 
 from mergelib.pairs import describe
 from mergelib.pairs.correlation import pooled
+from mergelib.pairs.inference import holm
 from mergelib.pairs.tables import by_method
 from mergelib.pairs.targets import target as target_of
 from mergelib.predict import baselines
 from mergelib.predict.ablation import beside_known
 from mergelib.predict.compare import compare, held_out_table
 from mergelib.predict.splits import fold_masks, splitter
-from studies.two_sources import Source, below, span
+from studies.display import count
+from studies.two_sources import Source, below, is_below, span
 
 EFFECTS = "additive_task_effects"
 
@@ -63,6 +65,19 @@ def comparison(
     return table
 
 
+def with_chance(table: pd.DataFrame, found: pd.DataFrame, target: str) -> pd.DataFrame:
+    """A table of both tasks held out, ridge's rows with p, p_holm and null_95 of `found`.
+
+    `found` is `compare_targets`: the same fits and permutations, made once for all targets.
+    """
+    part = found[(found["split"] == "l2to") & (found["target"] == target)].set_index("method")
+    part = part.assign(p_holm=holm(part["p"].to_numpy()))
+    out = table.drop(columns=["p", "p_holm", "null_95"], errors="ignore")
+    out = out.join(part[["p", "p_holm", "null_95"]], on="method")
+    out.loc[out["model"] != "ridge", ["p", "p_holm", "null_95"]] = np.nan
+    return out
+
+
 def of(table: pd.DataFrame, model: str) -> pd.DataFrame:
     """The rows of one predictor or baseline, by method."""
     return table[table["model"] == model].set_index("method")
@@ -102,7 +117,7 @@ def by_target(found: pd.DataFrame) -> pd.DataFrame:
 def passing(found: pd.DataFrame, split: str, target: str) -> int:
     """For how many methods ridge is beyond chance (p below 0.05)."""
     part = found[(found["split"] == split) & (found["target"] == target)]
-    return int((part["p"] < 0.05).sum())
+    return int(is_below(part["p"]).sum())
 
 
 FEATURES = {
@@ -130,7 +145,7 @@ def known_means(known: pd.DataFrame, line: pd.Series) -> pd.DataFrame:
         {
             "n": groups["n_metrics"].first().astype("Int64"),
             "mean": groups["r"].mean(),
-            "gain": groups["low"].agg(lambda low: below(-low, 0.0)),
+            "gain": groups["low"].agg(lambda low: count(int((low > 0).sum()), len(low))),
         }
     )
     found.loc[FEATURES["known"], "gain"] = "–"

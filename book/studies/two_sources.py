@@ -142,10 +142,15 @@ def span(values: pd.Series, spec: str = ".2f") -> str:
     return f"{number(float(known.min()), spec)} to {number(float(known.max()), spec)}"
 
 
-def below(p: pd.Series, level: float = 0.05) -> str:
-    """How many p-values lie below the level: "five of six"."""
+def is_below(p: pd.Series, level: float = 0.05) -> pd.Series:
+    """Whether p-values lie below the level as printed, so that 0.0498 and a shown 0.050 do not."""
+    return p.round(3) < level
+
+
+def below(p: pd.Series) -> str:
+    """How many p-values lie below 0.05, as printed: "five of six"."""
     known = p.dropna()
-    return count(int((known < level).sum()), len(known)) if len(known) else number(None)
+    return count(int(is_below(known).sum()), len(known)) if len(known) else number(None)
 
 
 def named(which: Sequence[str], of: int) -> str:
@@ -154,7 +159,7 @@ def named(which: Sequence[str], of: int) -> str:
     return f"{count(len(which), of)} methods{some}"
 
 
-def passing(p: pd.Series, level: float = 0.05) -> str:
-    """The methods whose p-values lie below the level, as `named`."""
+def passing(p: pd.Series) -> str:
+    """The methods whose p-values lie below 0.05, as printed and as `named`."""
     known = p.dropna()
-    return named(list(known.index[known < level]), len(known))
+    return named(list(known.index[is_below(known)]), len(known))
