@@ -322,3 +322,15 @@ def test_the_module_loads_without_a_notebook_at_hand():
         check=True,
     )
     assert done.stdout == "False\n"
+
+
+def test_a_chapter_finds_a_checkout_beside_its_repository(tmp_path, monkeypatch):
+    monkeypatch.delenv("MERGELIB_RELEASED", raising=False)
+    path = tmp_path / "repository" / "book" / "a.ipynb"
+    path.parent.mkdir(parents=True)
+    chapter(path, "print(1)", parameters='released: str = ""')
+    assert chapters.lacks_released(path, {})
+    (tmp_path / "demystifying-mergeability" / "results").mkdir(parents=True)
+    assert not chapters.lacks_released(path, {})
+    assert chapters.lacks_released(path, {"released": "elsewhere"})
+    assert not chapters.lacks_released(path, {"released": tmp_path / "demystifying-mergeability"})

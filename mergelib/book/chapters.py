@@ -15,6 +15,7 @@ from mergelib.book.notebooks import clean, read_notebook, write_notebook
 from mergelib.book.parameters import parameters
 from mergelib.core.errors import MergelibError
 from mergelib.core.store import write_atomic
+from mergelib.published.released import find_checkout
 
 THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
@@ -38,13 +39,18 @@ class Run:
 def lacks_released(path: Path, values: Mapping[str, Any]) -> bool:
     """Whether a chapter needs a checkout of the released tables that is not where it looks.
 
-    Such a chapter declares a parameter `released`.
+    Such a chapter declares a parameter `released`; empty, `find_checkout` looks beside the book's
+    repository.
     """
     held = parameters(read_notebook(path))
     if "released" not in held:
         return False
-    folder = values.get("released", held["released"].default)
-    return not (path.parent / str(folder) / "results").is_dir()
+    given = str(values.get("released", held["released"].default) or "")
+    try:
+        find_checkout(path.parent / given if given else "", path.resolve().parents[1])
+    except MergelibError:
+        return True
+    return False
 
 
 def run_changed(runs: Iterable[Run], jobs: int = 1) -> None:
