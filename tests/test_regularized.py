@@ -9,7 +9,9 @@ import pytest
 from mergelib.core.errors import MergelibError
 from mergelib.core.store import write_json, write_table
 from studies import regularization
+from studies.freeze import main
 from studies.gains import against_others, retraining, summarize_gains
+from studies.inputs import PUBLISHED as FROZEN
 from studies.regularization import (
     DOWNLOADED,
     INERT,
@@ -18,12 +20,12 @@ from studies.regularization import (
     contents,
     control_over_base,
     denominators,
-    many_tasks,
-    named,
     published_gains,
     read_study,
+    released_study,
     shared_results,
 )
+from studies.retrainings import FILES, checked_out, named, read_retrainings, write_retrainings
 
 pytestmark = pytest.mark.numeric
 
@@ -56,7 +58,7 @@ def test_a_name_of_another_form_is_refused():
     with pytest.raises(MergelibError, match="'dropout_0.1' names no penalty"):
         named("dropout_0.1")
     with pytest.raises(MergelibError, match="ViT-B-32_AdamW has no regularized runs"):
-        read_study("ViT-B-32_AdamW", "", "")
+        read_study("ViT-B-32_AdamW", "")
 
 
 # ---- A small study of the benchmark's form ------------------------------------------------------
@@ -88,7 +90,7 @@ def small(tmp_path):
 
 
 def test_the_benchmarks_study(small):
-    study = read_study("benchmark", small, "")
+    study = read_study("benchmark", small)
     assert (study.control, study.base, study.shown) == ("λ = 0", "λ = 0", "λ = 0.01")
     single = study.tasks.set_index(["task", "variant", "run"])["fine_tuned"]
     for row in study.merges.itertuples():
@@ -102,11 +104,10 @@ def test_the_benchmarks_study(small):
     assert (table["runs"] == 2).all() and (table["pairs"] == 6).all()
     assert control_over_base(study).empty
     assert published_gains(study).empty and shared_results(study.every).empty
-    assert many_tasks("benchmark", "").empty
 
 
 def test_gains_by_task_and_by_denominator(small):
-    study = read_study("benchmark", small, "")
+    study = read_study("benchmark", small)
     frame = study.merges.set_index(["task_a", "task_b", "method", "variant", "run"])
     found = by_task(study)
     for task in "abcd":
@@ -130,7 +131,7 @@ def test_gains_by_task_and_by_denominator(small):
 
 
 def test_variants_beside_the_controls_runs(small):
-    study = read_study("benchmark", small, "")
+    study = read_study("benchmark", small)
     active = summarize_gains(study.gains(), draws=20)
     again = against_others(study.merges, "fixed", study.control)
     found = beside_control(active, summarize_gains(again, by=("run",), draws=20))
@@ -166,8 +167,33 @@ def test_copies_are_found_and_counted_once():
 
 
 @pytest.fixture(scope="module")
-def held(shared):
-    return read_study(SETTING, "", shared / "published")
+def held():
+    return read_study(SETTING, "")
+
+
+@pytest.fixture(scope="module")
+def checkout(released):
+    return checked_out(released)
+
+
+def test_the_frozen_retrainings_are_those_of_a_checkout(checkout, tmp_path):
+    folder = FROZEN / SETTING
+    write_retrainings(checkout, tmp_path)
+    assert len(list(tmp_path.iterdir())) == len(FILES)
+    for path in tmp_path.iterdir():
+        assert path.read_bytes() == (folder / path.name).read_bytes(), path.name
+    frozen = read_retrainings(folder)
+    for name in ("merges", "singles", "many"):
+        kept, made = getattr(frozen, name), getattr(checkout, name)
+        pd.testing.assert_frame_equal(kept, made, check_exact=True)
+    assert frozen.meta == checkout.meta
+
+
+def test_an_accuracy_that_is_no_float32_is_not_frozen(tmp_path):
+    held = read_retrainings(FROZEN / SETTING)
+    held.merges.loc[0, "acc_a"] = 0.1
+    with pytest.raises(MergelibError, match="0.1 is no float32"):
+        write_retrainings(held, tmp_path)
 
 
 def test_released_means_are_the_published_ones(held):
@@ -197,8 +223,9 @@ def test_published_gains_come_from_the_files(held):
     assert table.loc[("v1", "isotropic"), "pairs"] == 184
 
 
-def test_released_values_are_the_stored_ones(held, shared):
-    path = shared / "published/results" / SETTING / "tsv_grad_magnitude_1"
+def test_released_values_are_the_stored_ones(checkout, released):
+    held = released_study(checkout)
+    path = released / "results" / SETTING / "tsv_grad_magnitude_1"
     stored = json.loads((path / "all_pairwise_summary_N20.json").read_text())
     rows = held.every[(held.every["method"] == "tsv") & (held.every["run"] == "grad_magnitude 1")]
     for row in rows.itertuples():
@@ -207,10 +234,10 @@ def test_released_values_are_the_stored_ones(held, shared):
         assert row.raw == pytest.approx(mean["acc/test/avg"], abs=1e-6)
 
 
-def test_released_copies_and_stale_merges(held, shared):
+def test_released_copies_and_stale_merges(held):
     found = shared_results(held.every).set_index(["method", "run_a", "run_b"])["equal"]
     assert found[("arithmetic", "grad_magnitude 0.1", "grad_magnitude 0.001")] == 190
-    many = many_tasks(SETTING, shared / "published")
+    many = read_retrainings(FROZEN / SETTING).many
     assert (many["same_bits"] == (many["method"] == "tsv")).all()
     value = many.set_index(["tasks", "method", "run"])["normalized"]
     assert value[(8, "arithmetic", "gargiulo_u 0.0001")] == pytest.approx(0.7930, abs=6e-5)
@@ -235,3 +262,9 @@ def test_released_runs_without_a_gradient_are_the_control(held):
     assert placebo["runs"].to_dict() == runs.to_dict()
     assert set(held.gains()["variant"]).isdisjoint({INERT, DOWNLOADED})
     assert held.merges["own"].notna().groupby(held.merges["run"]).all()[DOWNLOADED]
+
+
+def test_the_command_refuses_what_is_no_checkout(tmp_path, capsys):
+    assert main(["--from", str(tmp_path), "--to", str(tmp_path / "out")]) == 1
+    assert "no folder results" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()

@@ -9,6 +9,7 @@ from scipy import stats
 from sklearn.linear_model import Lasso, LinearRegression
 from sklearn.preprocessing import MinMaxScaler
 
+from mergelib.core.store import read_table, write_table
 from mergelib.metrics.registry import published_metrics
 from mergelib.pairs.inference import fold_interval, relabellings
 from mergelib.pairs.tables import Pairs, assemble
@@ -35,11 +36,15 @@ from mergelib.predict.lasso import choose_ratio, lasso_folds, nested_lasso, nest
 from mergelib.predict.qap import batched_qap, held_out_map, qap
 from mergelib.predict.splits import fold_masks, inner_task_folds, splitter
 from studies.display import grid, rounded
+from studies.freeze import FITTED
+from studies.inputs import PUBLISHED
 from studies.l1_selection import (
+    FITS,
     adam_spread,
     adam_strengths,
     adam_weights,
     beside_exact,
+    checked_out_fits,
     halves_coefficients,
     lasso_strengths,
     released_fits,
@@ -461,8 +466,15 @@ def test_the_published_optimizer_stays_below_the_exact_maximum(pairs):
     assert table.loc["ties", "r_max"] == pytest.approx(np.sqrt(fit.score(X, y)))
 
 
-def test_released_fits_and_whether_their_metrics_come_back(shared, pairs):
-    sizes, kept = released_fits("ViT-B-16_AdamW", shared / "published")
+@pytest.mark.parametrize("setting", FITTED)
+def test_the_frozen_fits_are_those_of_a_checkout(setting, released, tmp_path):
+    path = tmp_path / FITS
+    write_table(path, checked_out_fits(setting, released))
+    assert path.read_bytes() == (PUBLISHED / setting / FITS).read_bytes()
+
+
+def test_released_fits_and_whether_their_metrics_come_back(pairs):
+    sizes, kept = released_fits(read_table(PUBLISHED / "ViT-B-16_AdamW" / FITS))
     of = sizes.set_index("method")
     # published: 64.0 % etc. come from these folds; stored per-fold r 0.544 on average
     assert of["r_fold_mean"].mean() == pytest.approx(0.544, abs=5e-4)
@@ -474,8 +486,6 @@ def test_released_fits_and_whether_their_metrics_come_back(shared, pairs):
     )
     back = released_return(kept[kept["metric"].isin(pairs.metrics)], pairs, [0.2] * 3, repeats=2)
     assert set(back["method"]) == {"tsv", "ties"} and back["halves"].between(0, 1).all()
-    sizes, kept = released_fits("benchmark", "")
-    assert sizes.empty and released_return(kept, pairs, [0.2] * 3).empty
 
 
 def test_published_strengths_agree_with_single_fits(pairs):

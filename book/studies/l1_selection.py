@@ -10,7 +10,7 @@ import pandas as pd
 from mergelib.metrics.registry import categories
 from mergelib.pairs.correlation import mean_defined, pearson, score
 from mergelib.pairs.inference import fold_sd, relabellings
-from mergelib.pairs.tables import BENCHMARK, Pairs
+from mergelib.pairs.tables import Pairs
 from mergelib.pairs.targets import target as target_of
 from mergelib.predict.crossval import fold_seeds
 from mergelib.predict.folds import scaled
@@ -283,35 +283,44 @@ def halves_coefficients(
 RELEASED_RUN = "loto_cv_l1_lambda1.0"  # the published headline's, unseeded
 
 
-def released_fits(
-    source: str, released: str | Path, run: str = RELEASED_RUN
-) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """What the released fits of a setting keep: a table of sizes, and `selection` of their folds.
+FITS = "l1_fits.csv"
+
+
+def checked_out_fits(setting: str, checkout: str | Path, run: str = RELEASED_RUN) -> pd.DataFrame:
+    """The released fits of a setting as one table: method, held_out, r, a column a metric.
+
+    r is the stored correlation on the held-out task's pairs; the weights are those of the metrics
+    scaled to [-1, 1]. Methods and metrics in published order. Raises MergelibError as `read_fits`.
+    """
+    fits = read_fits(fit_folder(Path(checkout), setting, run))
+    metrics = metric_names()
+    parts = []
+    for name in [name for name in METHODS if name in fits]:
+        fit = fits[name]
+        coef = pd.DataFrame(fit.coef[:, [fit.metrics.index(m) for m in metrics]], columns=metrics)
+        keys = pd.DataFrame({"method": name, "held_out": fit.tasks, "r": fit.r})
+        parts.append(pd.concat([keys, coef], axis=1))
+    return pd.concat(parts, ignore_index=True)
+
+
+def released_fits(table: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """What the released fits keep (`checked_out_fits`): sizes, and `selection` of their folds.
 
     Sizes per method: folds, n_metrics (mean over folds), fewest, most, l1_norm (mean sum of |w|),
-    r_fold_mean (stored). Methods and metrics in published order. Both empty for the benchmark, of
-    which nothing was released. Raises MergelibError as `published.read_fits` does.
+    r_fold_mean (stored).
     """
-    fits = {}
-    if source != BENCHMARK:
-        fits = read_fits(fit_folder(Path(released), source, run))
-    rows = []
-    names = [name for name in METHODS if name in fits]
-    for name in names:
-        fit = fits[name]
-        count = (fit.coef != 0).sum(axis=1)
-        norm = np.abs(fit.coef).sum(axis=1).mean()
-        r = float(fit.r.mean())
-        rows.append((name, len(fit.tasks), count.mean(), count.min(), count.max(), norm, r))
+    metrics = [name for name in table.columns if name not in ("method", "held_out", "r")]
+    rows, held = [], {}
+    for name, fit in table.groupby("method", sort=False):
+        coef = held[name] = fit[metrics].to_numpy()
+        kept = (coef != 0).sum(axis=1)
+        norm = np.abs(coef).sum(axis=1).mean()
+        rows.append(
+            (name, len(fit), kept.mean(), kept.min(), kept.max(), norm, float(fit["r"].mean()))
+        )
     columns = ["method", "folds", "n_metrics", "fewest", "most", "l1_norm", "r_fold_mean"]
-    sizes = pd.DataFrame(rows, columns=columns)
-    if not names:
-        empty = ["method", "metric", "category", "frequency", "positive", "stability", "mean"]
-        return sizes, pd.DataFrame(columns=empty)
-    metrics = metric_names()
-    places = {name: [fits[name].metrics.index(m) for m in metrics] for name in names}
-    coef = np.stack([fits[name].coef[:, places[name]] for name in names], axis=1)
-    return sizes, _selected(names, metrics, coef)
+    coef = np.stack(list(held.values()), axis=1)
+    return pd.DataFrame(rows, columns=columns), _selected(list(held), metrics, coef)
 
 
 def released_return(
@@ -322,11 +331,8 @@ def released_return(
     `kept` is the selection of `released_fits`. Per method and metric: released (share of the
     released folds that keep it) and released_sign; halves, halves_sign (`halves_coefficients` with
     their target, raw accuracy, at each method's `ratio`) and chance, the share with the tasks
-    relabelled. Empty where nothing was released.
+    relabelled.
     """
-    columns = ["method", "metric", "released", "released_sign", "halves", "halves_sign", "chance"]
-    if not len(kept):
-        return pd.DataFrame(columns=columns)
     table = kept.rename(columns={"frequency": "released", "stability": "released_sign"})
     for name, relabelled in (("halves", False), ("chance", True)):
         coef = halves_coefficients(pairs, ratio, "raw", repeats, seed, relabelled)
@@ -336,4 +342,5 @@ def released_return(
         table = table.merge(
             found[["method", "metric", name, f"{name}_sign"]], on=["method", "metric"]
         )
-    return table[columns]
+    signs = ["released", "released_sign", "halves", "halves_sign", "chance"]
+    return table[["method", "metric", *signs]]

@@ -6,7 +6,6 @@ they are the control (`INERT`). What was downloaded instead of trained is a vari
 """
 
 import itertools
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,32 +16,11 @@ import pandas as pd
 from mergelib.core.errors import MergelibError
 from mergelib.core.store import read_json, read_table
 from mergelib.pairs.tables import BENCHMARK, KEYS, outcomes
-from mergelib.published.released import (
-    BACKBONES,
-    COMMIT,
-    METHODS,
-    REPOSITORY,
-    read_accuracies,
-    read_merges,
-)
 from studies.gains import PAIR, gains, summarize_gains
+from studies.inputs import PUBLISHED as FROZEN
+from studies.retrainings import DOWNLOADED, INERT, SETTING, Retrainings, read_retrainings
 
-DOWNLOADED = "downloaded"
-INERT = "no gradient"
-SETTING = "ViT-B-16_AdamW"  # the one setting with regularized re-trainings
 VALUES = ("raw", "fixed", "own")
-
-# penalty in a folder's name: whether its term has a gradient in the weights (arXiv 2601.22285)
-PENALTIES = {
-    "moderate_update": True,  # |w - w0|^2
-    "grad_magnitude": False,  # |g|^2 of the gradient that the last backward pass stored
-    "tv_subspace": True,  # part of w - w0 outside the top singular directions of w0
-    "gargiulo": False,  # |I - U0'U|^2 of singular vectors found without a gradient
-}
-_PENALTY = re.compile(
-    rf"({'|'.join(PENALTIES)})(?:_(uv|u|v)(?=_|$))?(?:_(\d[\d.]*(?:e-\d+)?)(?=_|$))?(?:_|$)"
-)
-
 # published mean gains in points (arXiv 2601.22285, first and eighth version), grad_magnitude 1
 PUBLISHED_RUN = "grad_magnitude 1"
 PUBLISHED = {
@@ -87,8 +65,8 @@ class Study:
         return gains(trained, value, self.control, paired=self.paired)
 
 
-def read_study(source: str, study: str | Path, released: str | Path) -> Study:
-    """The study of a source: "benchmark" reads the folder `study`, else the checkout `released`.
+def read_study(source: str, study: str | Path, published: str | Path = FROZEN) -> Study:
+    """The study of a source: "benchmark" reads the folder `study`, else the frozen `published`.
 
     Raises MergelibError for a released setting without regularized runs and as readers of files do.
     """
@@ -96,7 +74,7 @@ def read_study(source: str, study: str | Path, released: str | Path) -> Study:
         return _benchmark(Path(study))
     if source != SETTING:
         raise MergelibError(f"{source} has no regularized runs: give {BENCHMARK} or {SETTING}")
-    return _released(Path(released))
+    return released_study(read_retrainings(Path(published) / SETTING))
 
 
 def _benchmark(folder: Path) -> Study:
@@ -128,79 +106,23 @@ def _valued(merges: pd.DataFrame) -> pd.DataFrame:
     return merges.assign(fixed=(shares[0] + shares[1]) / 2)
 
 
-def named(suffix: str) -> tuple[str, str]:
-    """Variant and run of a released folder name without its method, or of an accs_*.json name.
-
-    "tv_subspace_u_0.0001_gargiulo_u_0.0001" gives "tv_subspace_u 0.0001" (gargiulo has no
-    gradient) and the whole as run. Raises MergelibError for a name of another form.
-    """
-    if not suffix:
-        return DOWNLOADED, DOWNLOADED
-    rest = re.sub(r"(?<=_)0_(?=\d)", "0.", suffix)  # accs_*.json write 0_001
-    acting, every = [], []
-    while rest:
-        found = _PENALTY.match(rest)
-        if not found:
-            raise MergelibError(f"{suffix!r} names no penalty of {', '.join(PENALTIES)}")
-        penalty, kind, strength = found.groups()
-        name = "_".join(filter(None, (penalty, kind))) + (f" {strength}" if strength else "")
-        every.append(name)
-        acting += [name] if PENALTIES[penalty] else []
-        rest = rest[found.end() :]
-    return " + ".join(acting) or INERT, " + ".join(every)
-
-
-def _order(run: str) -> tuple:
-    """Downloaded first, then by penalty, the strongest first."""
-    penalty, _, rest = run.partition(" ")
-    strength = float(rest.split(" ")[0]) if rest[:1].isdigit() else 0.0
-    return run != DOWNLOADED, penalty, " + " in run, -strength
-
-
-def _released(root: Path) -> Study:
-    results = root / "results"
-    singles: dict[tuple[str, str], dict[str, float]] = {}
-    backbone = BACKBONES[SETTING]
-    for path in sorted((results / "finetuning").glob("accs*.json")):
-        suffix = path.stem.removeprefix("accs").removeprefix("_")
-        if suffix == "baseline":  # the SGD run, whose models were not merged
-            continue
-        singles[named(suffix)] = read_accuracies(path).get(backbone, {})
-    base = singles.get((DOWNLOADED, DOWNLOADED))
-    if not base:
-        raise MergelibError(f"{results / 'finetuning' / 'accs.json'} holds no {backbone}")
-    parts = []
-    for path in sorted((results / SETTING).glob("*/all_pairwise_summary_N20.json")):
-        folder = path.parent.name
-        method = next(m for m in METHODS if f"{folder}_".startswith(f"{m}_"))
-        variant, run = named(folder.removeprefix(method).removeprefix("_"))
-        part = read_merges(path, method, base).assign(variant=variant, run=run)
-        part = part.rename(columns={"single_a": "base_a", "single_b": "base_b"})
-        own = singles.get((variant, run), {})
-        for side in ("a", "b"):
-            part[f"own_{side}"] = part[f"task_{side}"].map(own).astype(float)
-        parts.append(part.assign(order=[(METHODS.index(method), _order(run))] * len(part)))
-    parts.sort(key=lambda part: part["order"].iloc[0])
-    merges = _valued(pd.concat(parts, ignore_index=True).drop(columns=["order", "seed"]))
+def released_study(held: Retrainings) -> Study:
+    """The released re-trainings as a study: over the downloaded models, beside the placebo."""
+    keys = ["task", "variant", "run"]
+    single = held.singles.set_index(keys)["fine_tuned"]
+    merges = held.merges.copy()
+    for side in ("a", "b"):
+        task = merges[f"task_{side}"]
+        base = single[:, DOWNLOADED, DOWNLOADED]
+        merges[f"base_{side}"] = task.map(base).astype(float)
+        trained = pd.MultiIndex.from_arrays([task, merges["variant"], merges["run"]])
+        merges[f"own_{side}"] = single.reindex(trained).to_numpy()
+    merges = _valued(merges)
     merges["raw"] = (merges["acc_a"] + merges["acc_b"]) / 2
     own = [merges[f"acc_{side}"] / merges[f"own_{side}"] for side in ("a", "b")]
     merges["own"] = (own[0] + own[1]) / 2
-    rows = [
-        (task, *key, accuracies[task])
-        for key, accuracies in sorted(singles.items(), key=lambda item: _order(item[0][1]))
-        for task in base
-    ]
-    meta = {
-        "source": "released tables",
-        "repository": f"{REPOSITORY}@{COMMIT}",
-        "paper": "arXiv 2601.22285",
-        "setting": SETTING,
-        "backbone": backbone,
-        "edition": "paper",
-    }
-    tasks = pd.DataFrame(rows, columns=["task", "variant", "run", "fine_tuned"])
     unique = without_copies(merges)
-    return Study(merges, unique, tasks, meta, INERT, DOWNLOADED, False, INERT)
+    return Study(merges, unique, held.singles, held.meta, INERT, DOWNLOADED, False, INERT)
 
 
 # ---- Files that are copies of each other --------------------------------------------------------
@@ -237,37 +159,6 @@ def without_copies(merges: pd.DataFrame) -> pd.DataFrame:
     again = set(zip(found["method"], found["run_b"], strict=True))
     copied = [key in again for key in zip(merges["method"], merges["run"], strict=True)]
     return merges[~np.array(copied)].reset_index(drop=True)
-
-
-def many_tasks(source: str, released: str | Path) -> pd.DataFrame:
-    """Merges of 8 and of all 20 released models: tasks, method, run, normalized, gain, same_bits.
-
-    Normalized by the downloaded models' accuracies; `gain` over the merge of the downloaded models;
-    `same_bits`: every accuracy equals that merge's bit for bit. Empty for the benchmark, which
-    merges pairs.
-    """
-    rows = []
-    root = Path(released) / "results" / SETTING
-    for path in sorted(root.glob("*/*.json")) if source != BENCHMARK else []:
-        if path.stem not in ("8", "20"):
-            continue
-        held = read_json(path)
-        folder = path.parent.name
-        method = next(m for m in METHODS if f"{folder}_".startswith(f"{m}_"))
-        run = named(folder.removeprefix(method).removeprefix("_"))[1]
-        try:
-            mean = held["avg"][0]["normalized_acc/test/avg"]
-            bits = tuple(held[t][0][f"acc/test/{t}"] for t in held if t != "avg")
-        except (KeyError, IndexError, TypeError) as error:
-            raise MergelibError(f"{path} is not of the released shape ({error})") from None
-        rows.append((int(path.stem), method, run, mean, bits))
-    frame = pd.DataFrame(rows, columns=["tasks", "method", "run", "normalized", "bits"])
-    keys = ["tasks", "method"]
-    start = frame[frame["run"] == DOWNLOADED].drop(columns="run")
-    joined = frame[frame["run"] != DOWNLOADED].merge(start, on=keys, suffixes=("", "_start"))
-    joined["gain"] = joined["normalized"] - joined["normalized_start"]
-    joined["same_bits"] = (joined["bits"] == joined["bits_start"]).astype(bool)
-    return joined[[*keys, "run", "normalized", "gain", "same_bits"]]
 
 
 # ---- What the study claims, and what it shows ---------------------------------------------------
