@@ -16,11 +16,13 @@ from studies.regularization import (
     DOWNLOADED,
     INERT,
     beside_control,
+    beside_zero_shot,
     by_task,
     contents,
     control_over_base,
     denominators,
     published_gains,
+    published_run,
     read_study,
     released_study,
     shared_results,
@@ -104,6 +106,18 @@ def test_the_benchmarks_study(small):
     assert (table["runs"] == 2).all() and (table["pairs"] == 6).all()
     assert control_over_base(study).empty
     assert published_gains(study).empty and shared_results(study.every).empty
+
+
+def test_single_models_beside_zero_shot(small):
+    tasks = read_study("benchmark", small).tasks
+    found = beside_zero_shot(
+        tasks.assign(zero_shot=tasks["task"].map(dict(a=0.1, b=0.2, c=0.3, d=0.4)))
+    )
+    assert list(found.index) == [*"abcd", "mean"]
+    assert found["zero_shot"].to_list() == pytest.approx([0.1, 0.2, 0.3, 0.4, 0.25])
+    one = tasks[(tasks["task"] == "c") & (tasks["variant"] == "λ = 0.1")]["fine_tuned"]
+    assert len(one) == 2 and found.loc["c", "λ = 0.1"] == pytest.approx(one.mean())
+    assert found.loc["mean", "λ = 0"] == pytest.approx(found["λ = 0"].iloc[:4].mean())
 
 
 def test_gains_by_task_and_by_denominator(small):
@@ -262,6 +276,16 @@ def test_released_runs_without_a_gradient_are_the_control(held):
     assert placebo["runs"].to_dict() == runs.to_dict()
     assert set(held.gains()["variant"]).isdisjoint({INERT, DOWNLOADED})
     assert held.merges["own"].notna().groupby(held.merges["run"]).all()[DOWNLOADED]
+
+
+def test_the_published_run_among_the_others(held):
+    found = 100 * published_run(held)
+    placebo = 100 * control_over_base(held, draws=5).set_index("method")
+    assert found.loc["dare", "published"] == pytest.approx(0.65, abs=0.006)
+    both = found[["published", "highest"]].max(axis=1)
+    np.testing.assert_allclose(both, placebo.loc[both.index, "run_max"])
+    both = found[["published", "lowest"]].min(axis=1)
+    np.testing.assert_allclose(both, placebo.loc[both.index, "run_min"])
 
 
 def test_the_command_refuses_what_is_no_checkout(tmp_path, capsys):

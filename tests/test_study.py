@@ -39,18 +39,23 @@ from studies.display import grid, rounded
 from studies.freeze import FITTED
 from studies.inputs import PUBLISHED
 from studies.l1_selection import (
-    FITS,
     adam_spread,
     adam_strengths,
     adam_weights,
     beside_exact,
-    checked_out_fits,
-    halves_coefficients,
     lasso_strengths,
+    shrink,
+)
+from studies.l1_stability import (
+    FITS,
+    again,
+    checked_out_fits,
+    counted,
+    halves_coefficients,
     released_fits,
     released_return,
     selection,
-    shrink,
+    sign_constancy,
 )
 
 pytestmark = pytest.mark.numeric
@@ -486,6 +491,35 @@ def test_released_fits_and_whether_their_metrics_come_back(pairs):
     )
     back = released_return(kept[kept["metric"].isin(pairs.metrics)], pairs, [0.2] * 3, repeats=2)
     assert set(back["method"]) == {"tsv", "ties"} and back["halves"].between(0, 1).all()
+
+
+def test_again_and_again_is_counted_by_kind_of_fit(pairs):
+    nested = nested_lasso(pairs)
+    table = again(pairs, nested.coef, [0.2] * 3, repeats=2)
+    folds = selection(pairs, nested.coef)
+    np.testing.assert_array_equal(table["frequency_folds"], folds["frequency"])
+    halves = halves_coefficients(pairs, [0.2] * 3, repeats=2)
+    some = [m for m in range(3) for _ in pairs.metrics], list(range(len(pairs.metrics))) * 3
+    signs = np.sign(halves[:, some[0], some[1]])
+    often = (signs != 0).mean(axis=0)
+    np.testing.assert_allclose(table["frequency_halves"], often)
+    up, down = (signs > 0).sum(axis=0), (signs < 0).sum(axis=0)
+    common = np.maximum(up, down)[often >= 0.2].sum() / (up + down)[often >= 0.2].sum()
+    assert sign_constancy(table)["halves"] == pytest.approx(common)
+
+
+def test_what_comes_back_is_counted_at_its_edges():
+    back = pd.DataFrame(
+        {
+            "method": ["tsv"] * 4 + ["ties"],
+            "released": [0.8, 0.9, 0.75, 1, 0.8],
+            "halves": [0.8, 0.9, 1, 0.3, 0.1],
+            "chance": [0.6, 0.6, 0, 0, 0],
+        }
+    )
+    found = counted(back)
+    assert found.loc["tsv"].to_dict() == {"kept": 3, "back": 2, "beyond": 2}
+    assert found.loc["ties"].to_dict() == {"kept": 1, "back": 0, "beyond": 0}
 
 
 def test_published_strengths_agree_with_single_fits(pairs):

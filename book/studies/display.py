@@ -391,3 +391,16 @@ def or_say(frame: pd.DataFrame, otherwise: str) -> pd.DataFrame | None:
 def in_points(frame: pd.DataFrame, columns: Sequence[str], digits: int = 2) -> pd.DataFrame:
     """The table as text (see `rounded`), the named columns of fractions as percentage points."""
     return rounded(frame.assign(**{name: 100 * frame[name] for name in columns}), digits)
+
+
+def beside(frames: Mapping[str, pd.DataFrame], on: str) -> pd.DataFrame:
+    """Tables of several sources as one: `on`, then each source's columns as "source: column".
+
+    Rows in the order of their first appearance; what a source lacks is NaN.
+    """
+    rows = list(dict.fromkeys(row for frame in frames.values() for row in frame[on]))
+    parts = [
+        frame.set_index(on).reindex(rows).add_prefix(f"{source}: ")
+        for source, frame in frames.items()
+    ]
+    return pd.concat(parts, axis=1).rename_axis(on).reset_index()

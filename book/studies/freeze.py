@@ -14,7 +14,7 @@ from pathlib import Path
 from mergelib.core.errors import MergelibError
 from mergelib.core.store import write_table
 from studies.inputs import PUBLISHED
-from studies.l1_selection import FITS, checked_out_fits
+from studies.l1_stability import FITS, checked_out_fits
 from studies.retrainings import SETTING, checked_out, write_retrainings
 
 FITTED = ("ViT-B-16_AdamW", "ViT-B-32_AdamW")  # settings that chapter 6 offers

@@ -50,7 +50,6 @@ class Study:
     """
 
     every: pd.DataFrame
-
     merges: pd.DataFrame
     tasks: pd.DataFrame
     meta: dict[str, Any]
@@ -60,7 +59,7 @@ class Study:
     shown: str
 
     def gains(self, value: str = "fixed") -> pd.DataFrame:
-        """Gains of the variants with a penalty that acts over the control; see `mergelib.gains`."""
+        """Gains of the variants with a penalty that acts over the control; see `studies.gains`."""
         trained = self.merges[self.merges["variant"] != DOWNLOADED]
         return gains(trained, value, self.control, paired=self.paired)
 
@@ -216,7 +215,7 @@ def control_over_base(study: Study, draws: int = 2000, seed: int = 0) -> pd.Data
     """Gain of the control, no penalty acting, over the base: a placebo's.
 
     Per method: runs, mean with its 95 % task-bootstrap interval low, high, and run_min, run_max;
-    see `mergelib.gains.summarize_gains`. Empty where the control is the base.
+    see `studies.gains.summarize_gains`. Empty where the control is the base.
     """
     columns = ["method", "runs", "mean", "low", "high", "run_min", "run_max"]
     if study.control == study.base:
@@ -264,7 +263,8 @@ def by_task(study: Study) -> pd.DataFrame:
     table = table[table["variant"] == study.shown]
     each = table.groupby(["task", "method"], sort=False)["gain"].mean().unstack("method")
     each = each[list(dict.fromkeys(study.merges["method"]))]
-    each = each.loc[each.mean(axis=1).sort_values(ascending=False, kind="stable").index]
+    mean = each.mean(axis=1).round(9)  # a tie in all printed digits goes by name
+    each = each.loc[sorted(each.index, key=lambda task: (-mean[task], task))]
     return pd.concat(
         [
             each,
@@ -288,3 +288,33 @@ def denominators(study: Study) -> pd.DataFrame:
         for value in VALUES
     ]
     return pd.concat([found[0], *(part.drop(columns="runs") for part in found[1:])], axis=1)
+
+
+def beside_zero_shot(tasks: pd.DataFrame) -> pd.DataFrame:
+    """Per task, and on average: zero_shot and every variant's fine-tuned accuracy, mean over runs.
+
+    `tasks` of a study that records zero_shot. Tasks in their order, then the row "mean".
+    """
+    wide = tasks.pivot_table(index="task", columns="variant", values="fine_tuned", sort=False)
+    wide.insert(0, "zero_shot", tasks.groupby("task", sort=False)["zero_shot"].mean())
+    wide.loc["mean"] = wide.mean()
+    return wide.rename_axis(index="task", columns=None)
+
+
+def published_run(study: Study) -> pd.DataFrame:
+    """The run of the published gain among the control's: gains over the base, mean over pairs.
+
+    Per method: published, and lowest, highest of the control's other runs.
+    """
+    held = study.merges[study.merges["variant"].isin([study.control, study.base])]
+    found = gains(held, "fixed", study.base, paired=study.paired)
+    means = found.groupby(["method", "run"], sort=False)["gain"].mean().unstack("run")
+    means = means.loc[list(dict.fromkeys(found["method"]))]
+    others = means.drop(columns=PUBLISHED_RUN)
+    return pd.DataFrame(
+        {
+            "published": means[PUBLISHED_RUN],
+            "lowest": others.min(axis=1),
+            "highest": others.max(axis=1),
+        }
+    )
