@@ -11,7 +11,7 @@ from sklearn.linear_model import LinearRegression
 
 from mergelib.core.errors import MergelibError
 from mergelib.metrics.registry import METRICS
-from mergelib.pairs import describe, tables
+from mergelib.pairs import describe, inference, tables, targets
 from studies.plots import mosaic
 
 pytestmark = pytest.mark.numeric
@@ -114,7 +114,7 @@ def test_by_method_keeps_a_missing_merge_missing_and_refuses_a_repeated_one(merg
 def test_bootstrap_draws_tasks_not_pairs(merges):
     y = tables.by_method(merges)["ties"]
     pair_ends = tables.ends(y.index)
-    found = describe.bootstrap_mean(y.to_numpy(), pair_ends, draws=20000, seed=1)
+    found = inference.bootstrap_mean(y.to_numpy(), pair_ends, draws=20000, seed=1)
     value = {frozenset(pair): one for pair, one in y.items()}
     rng, literal = np.random.default_rng(99), []
     for _ in range(5000):
@@ -131,7 +131,8 @@ def test_additive_share_is_the_r2_of_task_dummies(merges):
     y = tables.by_method(merges)["ties"]
     dummies = np.array([[task in pair for task in TASKS] for pair in PAIRS], dtype=float)
     expected = LinearRegression().fit(dummies, y).score(dummies, y)
-    found = describe.additive_share(y.to_numpy(), tables.ends(y.index))
+    pair_ends, y = tables.ends(y.index), y.to_numpy()
+    found = targets.additive_share(y, targets.residual(y[:, None], pair_ends))
     np.testing.assert_allclose(found, expected, rtol=1e-10)
 
 
@@ -139,7 +140,9 @@ def test_additive_share_of_noise_is_its_chance_value(merges):
     wide = tables.by_method(merges)
     rng = np.random.default_rng(0)
     pair_ends = tables.ends(wide.index)
-    shares = [describe.additive_share(rng.normal(size=len(wide)), pair_ends) for _ in range(800)]
+    noise = rng.normal(size=(len(wide), 800))
+    left = targets.residual(noise, pair_ends)
+    shares = [targets.additive_share(*columns) for columns in zip(noise.T, left.T, strict=True)]
     chance = describe.summarize_methods(wide, draws=10)["additive_by_chance"]
     np.testing.assert_allclose(chance, 4 / 9)
     np.testing.assert_allclose(np.mean(shares), 4 / 9, atol=0.02)

@@ -13,9 +13,9 @@ from scipy.stats import spearmanr
 from mergelib.core.errors import MergelibError
 from mergelib.core.registry import unknown
 from mergelib.metrics.registry import METRICS
-from mergelib.pairs.inference import holm, interval, task_weights
+from mergelib.pairs.inference import bootstrap_mean, holm, interval, permutation_p
 from mergelib.pairs.tables import KEYS, VALUES, ends, need, outcomes
-from mergelib.pairs.targets import residual
+from mergelib.pairs.targets import additive_share, residual
 
 
 def origin(meta: Mapping[str, Any], **counts: int) -> str:
@@ -81,28 +81,6 @@ def regime_counts(table: pd.DataFrame, z: float = 2.0) -> dict[str, int]:
     return {what: int(np.sum(true)) for what, true in held.items()}
 
 
-def bootstrap_mean(
-    y: np.ndarray, pair_ends: np.ndarray, draws: int = 2000, seed: int = 0
-) -> np.ndarray:
-    """Mean of y (n,) over the pairs of each bootstrap sample of tasks, (draws,).
-
-    Tasks, not pairs, are what could have been others: pairs that share a task are dependent.
-    """
-    weights = task_weights(pair_ends, draws, seed)
-    total = weights.sum(axis=1)
-    kept = total > 0  # a sample of one task alone has no pair
-    return weights[kept] @ y / total[kept]
-
-
-def additive_share(y: np.ndarray, pair_ends: np.ndarray) -> float:
-    """Share of the variance of y (n,) that additive task effects explain, y_ij ≈ e_i + e_j: R².
-
-    Noise alone would give (T − 1) / (n − 1) on average, with T tasks and n pairs.
-    """
-    spread = np.sum((y - y.mean()) ** 2)
-    return float(1 - np.sum(residual(y[:, None], pair_ends) ** 2) / spread) if spread else np.nan
-
-
 def summarize_methods(wide: pd.DataFrame, draws: int = 2000, seed: int = 0) -> pd.DataFrame:
     """Per method: pairs, mean with its 95 % task-bootstrap interval, sd over pairs, additive share.
 
@@ -120,7 +98,7 @@ def summarize_methods(wide: pd.DataFrame, draws: int = 2000, seed: int = 0) -> p
             "low": low,
             "high": high,
             "sd": y.std(ddof=1),
-            "additive": additive_share(y, pair_ends),
+            "additive": additive_share(y, residual(y[:, None], pair_ends)),
             "additive_by_chance": pair_ends.max() / (len(y) - 1),
         }
     return pd.DataFrame.from_dict(rows, orient="index").astype({"pairs": int})
@@ -296,12 +274,10 @@ def family_contrast(
         difference = same @ Z / inside - ~same @ Z / (n - inside)
         frame["difference"] = difference[0]
         frame["null_low"], frame["null_high"] = np.quantile(difference[1:], [0.025, 0.975], axis=0)
-        reached = np.abs(difference[1:]) >= np.abs(difference[0]) - 1e-12
-    p = (1 + reached.sum(axis=0)) / (1 + draws)
-    defined = np.isfinite(difference[0])
-    frame["p"] = np.where(defined, p, np.nan)
+    frame["p"] = permutation_p(np.abs(difference[0]), np.abs(difference[1:]))
     frame["p_holm"] = np.nan
-    frame.loc[defined, "p_holm"] = holm(p[defined])
+    defined = frame["p"].notna()
+    frame.loc[defined, "p_holm"] = holm(frame.loc[defined, "p"])
     return frame.assign(n_within=inside, n_between=n - inside)
 
 

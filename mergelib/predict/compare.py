@@ -10,12 +10,13 @@ from mergelib.metrics.registry import categories
 from mergelib.pairs.correlation import pooled, score
 from mergelib.pairs.covariates import ACCURACIES, has_values
 from mergelib.pairs.inference import (
+    beyond,
     bootstrap_r,
     fold_interval,
     fold_sd,
     holm,
     interval,
-    relabellings,
+    permuted_targets,
 )
 from mergelib.pairs.tables import Pairs
 from mergelib.pairs.targets import TARGETS
@@ -26,7 +27,7 @@ from mergelib.predict.collinear import collinear_groups
 from mergelib.predict.crossval import fold_seeds, held_out
 from mergelib.predict.folds import RidgeFolds, bootstrap_coefficients
 from mergelib.predict.qap import batched_qap
-from mergelib.predict.splits import HEADLINE, fold_masks, splitter
+from mergelib.predict.splits import SPLITS, fold_masks, splitter
 
 
 def compare(
@@ -69,10 +70,11 @@ def compare(
         table.insert(1, "model", name)
         table.insert(2, "kind", kinds.get(name, "baseline"))
         if name in nulls:
-            p = nulls[name].p(HEADLINE[split])
+            statistic = SPLITS[split].headline
+            p = nulls[name].p(statistic)
             table["p"], table["p_holm"] = p, holm(p)
-            table["null_mean"] = nulls[name].mean(HEADLINE[split])
-            table["null_95"] = nulls[name].point95(HEADLINE[split])
+            table["null_mean"] = nulls[name].mean(statistic)
+            table["null_95"] = nulls[name].point95(statistic)
         frames.append(table)
     out = pd.concat(frames, ignore_index=True)
     place = {method: k for k, method in enumerate(pairs.methods)}
@@ -99,7 +101,7 @@ def compare_targets(
         _, train, test = fold_masks(splitter(split, seed), pairs.ends, pairs.tasks)
         null = batched_qap("ridge", pairs.X, y, pairs.ends, train, test, relabel, None, seed)
         additive = score(baselines.additive(y, pairs.ends, train), y, test)
-        statistic = HEADLINE[split]
+        statistic = SPLITS[split].headline
         table = pd.DataFrame(labels, columns=["target", "method"])
         table.insert(0, "split", split)
         table["r"] = null.observed[statistic]
@@ -113,9 +115,9 @@ def compare_targets(
 def _scored(prediction, y, test, pairs: Pairs, split: str, draws: int, seed: int) -> pd.DataFrame:
     scores = score(prediction, y, test)
     low, high = np.full((2, y.shape[1]), np.nan)
-    if split == "loto":
+    if SPLITS[split].spread == "folds":
         low, high = fold_interval(scores.r_folds, draws, seed)
-    elif split == "l2to":
+    elif SPLITS[split].spread == "tasks":
         once = pooled(prediction, test)
         held = ~np.isnan(once).any(axis=1)
         for k in np.flatnonzero(~np.isnan(scores.r_pooled)):
@@ -125,7 +127,7 @@ def _scored(prediction, y, test, pairs: Pairs, split: str, draws: int, seed: int
     return pd.DataFrame(
         {
             "method": pairs.methods,
-            "r": getattr(scores, HEADLINE[split]),
+            "r": getattr(scores, SPLITS[split].headline),
             "low": low,
             "high": high,
             "r_fold_mean": scores.r_fold_mean,
@@ -220,15 +222,15 @@ def agreement_table(
     seed: int = 0,
     k: int = 5,
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Top-k overlap and sign agreement between the methods' fits, beside relabelled tasks.
+    """Top-k overlap and sign agreement between the methods' fits, beside permuted tasks.
 
-    `relabel` maps a predictor to its number of relabellings (0: none). The first table has one
-    row per predictor and statistic: value, null_mean, null_95, p. Each relabelling renames the
+    `relabel` maps a predictor to its number of QAP permutations (0: none). The first table has one
+    row per predictor and statistic: value, null_mean, null_95, p. Each permutation moves the
     tasks of all methods' targets alike, so the null keeps how much the methods' targets resemble
     each other and breaks their tie to the metrics: agreement that it reaches says nothing about
     the metrics. The second table has one row per predictor and pair of methods: a, b,
-    top5_overlap, sign_agreement, target_r (of the two targets). A pair without a relabelled target
-    (an incomplete table) is left out of that relabelling's fits.
+    top5_overlap, sign_agreement, target_r (of the two targets). A pair without a permuted target
+    (an incomplete table) is left out of that permutation's fits.
     """
     y = target_of(pairs, target)
     target_r = np.corrcoef(y.T)
@@ -240,31 +242,20 @@ def agreement_table(
             {"predictor": predictor, **row, "target_r": target_r[place[row["a"]], place[row["b"]]]}
             for row in seen["pairs"]
         ]
-        drawn = [
-            _agree(c, pairs, k) for c in _relabelled_coefficients(pairs, y, predictor, n, seed)
-        ]
+        drawn = [_agree(c, pairs, k) for c in _permuted_coefficients(pairs, y, predictor, n, seed)]
         for s in ("top5_overlap", "sign_agreement"):
             values = np.array([found[s] for found in drawn])
-            totals.append(
-                {
-                    "predictor": predictor,
-                    "statistic": s,
-                    "value": seen[s],
-                    "null_mean": values.mean() if len(values) else np.nan,
-                    "null_95": np.quantile(values, 0.95) if len(values) else np.nan,
-                    "p": (1 + (values >= seen[s] - 1e-12).sum()) / (1 + len(values))
-                    if len(values)
-                    else np.nan,
-                }
-            )
+            null = beyond(np.array([seen[s]]), values[:, None]).iloc[0]
+            row = {"predictor": predictor, "statistic": s, "value": seen[s]}
+            totals.append(row | {name: null[name] for name in ("null_mean", "null_95", "p")})
     return pd.DataFrame(totals), pd.DataFrame(details)
 
 
-def _relabelled_coefficients(
+def _permuted_coefficients(
     pairs: Pairs, y: np.ndarray, predictor: str, n: int, seed: int
 ) -> np.ndarray:
-    """`mean_coefficients` (n, m, p) of n relabellings: in one fit if no pair is missing."""
-    moved = relabellings(y, pairs.ends, n, seed)
+    """`mean_coefficients` (n, m, p) of n permutations: in one fit if no pair is missing."""
+    moved = permuted_targets(y, pairs.ends, n, seed)
     if np.isnan(moved).any():
         known = ~np.isnan(moved).any(axis=2)
         return np.array(

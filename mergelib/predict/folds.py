@@ -1,10 +1,26 @@
 """Closed-form fits of all folds and methods at once: scaling, ridge, least squares."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from mergelib.pairs.inference import task_weights
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What is fitted: metrics X (n, p), targets Y (n, m), train and test rows (F, n) of F folds.
+
+    seeds (F, m) of random starts; `shared`: what a predictor's `prepare` made of X, or None.
+    """
+
+    X: np.ndarray
+    Y: np.ndarray
+    train: np.ndarray
+    test: np.ndarray
+    seeds: np.ndarray
+    shared: Any = None
 
 
 @dataclass(frozen=True)
@@ -125,8 +141,6 @@ def bootstrap_coefficients(
 
     (N, p) for one target y (n_pairs,), with the pairs' bootstrap weights in the sum of squares.
     """
-    from mergelib.predict.folds import scaled, scaling
-
     every = np.ones((1, len(y)), dtype=bool)
     Z = scaled(X, *scaling(X, every))[0]
     w = task_weights(ends, n, seed)

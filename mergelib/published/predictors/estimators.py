@@ -109,7 +109,7 @@ class MSEAdam(_AdamRegressor):
 class GreedyPearsonAdam(_AdamRegressor):
     """Metrics selected one at a time by training r, each set fitted by the dense recipe.
 
-    `direction` "forward" or "backward"; see `selection.greedy`. Source: arXiv 2601.22285, app.
+    `direction` "forward" or "backward"; see `greedy.greedy`. Source: arXiv 2601.22285, app.
     """
 
     _recipe = adam.DENSE
