@@ -101,6 +101,21 @@ def test_the_command_writes_one_folder_a_setting(released, tables, tmp_path, cap
         assert tasks["zero_shot"].between(0, 1).all() and len(tasks) == 20
 
 
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_the_repositorys_own_copy_is_what_the_checkout_gives(tables, root, setting):
+    """What `mergelib published` makes today is what the repository holds."""
+    folder, made = root / "book" / "tables" / "published" / setting, tables[setting]
+    for name in ("metrics", "merges", "tasks"):
+        # a column of whole numbers reads as such
+        pd.testing.assert_frame_equal(
+            read_table(folder / f"{name}.csv"),
+            getattr(made, name),
+            check_exact=True,
+            check_dtype=False,
+        )
+    assert read_json(folder / "meta.json") == made.meta
+
+
 # --- published numbers -------------------------------------------------------------------------
 
 
