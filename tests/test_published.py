@@ -21,7 +21,6 @@ from mergelib.predict.crossval import fold_seeds, held_out
 from mergelib.predict.folds import Linear
 from mergelib.predict.qap import qap
 from mergelib.predict.splits import LeaveOneTaskOut, LeaveTwoTasksOut, fold_masks
-from mergelib.published.fits import fit_folder, read_fits
 from mergelib.published.predictors import adam
 from mergelib.published.released import (
     SETTINGS,
@@ -30,6 +29,7 @@ from mergelib.published.released import (
     metric_names,
     read_setting,
 )
+from studies.released_fits import fit_folder, read_fits
 
 pytestmark = pytest.mark.numeric
 

@@ -32,7 +32,7 @@ from mergelib.predict.compare import (
 )
 from mergelib.predict.crossval import fold_seeds, held_out
 from mergelib.predict.evaluate import evaluate
-from mergelib.predict.lasso import choose_ratio, lasso_folds, nested_lasso, nested_table
+from mergelib.predict.lasso import lasso_folds
 from mergelib.predict.qap import batched_qap, held_out_map, qap
 from mergelib.predict.splits import fold_masks, inner_task_folds, splitter
 from studies.display import grid, rounded
@@ -57,6 +57,7 @@ from studies.l1_stability import (
     selection,
     sign_constancy,
 )
+from studies.nested_lasso import choose_ratio, nested_lasso, nested_table
 
 pytestmark = pytest.mark.numeric
 

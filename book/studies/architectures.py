@@ -21,7 +21,7 @@ from mergelib.pairs.inference import (
 )
 from mergelib.pairs.ranks import bootstrap_rho, qap_rho, rho
 from mergelib.pairs.tables import KEYS, Tables, assemble
-from mergelib.pairs.targets import additive_fit, additive_share, outcome_cube, residual
+from mergelib.pairs.targets import additive_fit, explained, outcome_cube, residual
 from mergelib.predict.baselines import base_knowledge
 from mergelib.predict.folds import RidgeFolds, scaling
 from mergelib.predict.transfer import check_alike
@@ -207,7 +207,7 @@ def metrics_alike(
             row[f"{prefix}null_95"] = np.nanquantile(null, 0.95)
             row[f"{prefix}p"] = float(permutation_p(value, null))
         for side, values, rest in zip(("one", "two"), (x, y), left, strict=True):
-            row[f"additive_{side}"] = additive_share(values, rest)
+            row[f"additive_{side}"] = explained(values, rest)
         rows.append(row)
     return pd.DataFrame(rows)
 

@@ -18,7 +18,7 @@ from mergelib.pairs.correlation import headline, pearson
 from mergelib.pairs.inference import beyond, interval, permutation_p, permutations, permuted
 from mergelib.pairs.ranks import bootstrap_rho, rho
 from mergelib.pairs.tables import KEYS
-from mergelib.pairs.targets import additive_share, outcome_cube, residual
+from mergelib.pairs.targets import explained, outcome_cube, residual
 from mergelib.predict.qap import held_out_map
 from mergelib.predict.splits import fold_masks, splitter
 from mergelib.published.released import read_metrics
@@ -96,7 +96,7 @@ def settle(
             row["rho_pair"] = float(rho(own[:, 0], own[:, 1]))
             drawn = bootstrap_rho(own[:, 0], own[:, 1], ends, draws, seed)
             row["pair_low"], row["pair_high"] = interval(drawn)
-            row["additive"] = additive_share(x, own[:, 0])
+            row["additive"] = explained(x, own[:, 0])
             rows.append(row)
     return pd.DataFrame(rows)
 

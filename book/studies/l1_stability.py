@@ -12,8 +12,8 @@ from mergelib.pairs.tables import Pairs
 from mergelib.pairs.targets import target as target_of
 from mergelib.predict.lasso import lasso_folds
 from mergelib.predict.splits import fold_masks, splitter
-from mergelib.published.fits import fit_folder, read_fits
 from mergelib.published.released import METHODS, metric_names
+from studies.released_fits import fit_folder, read_fits
 
 KINDS = ("folds", "halves", "chance")
 MOST = 0.8  # of the fits: what counts as selected again and again

@@ -20,16 +20,15 @@ from mergelib.pairs.targets import (
     additive_design,
     additive_fit,
     additive_share,
-    residual,
     targets_of,
 )
 from mergelib.predict import baselines
 from mergelib.predict.crossval import fold_seeds, held_out
 from mergelib.predict.qap import held_out_map
 from mergelib.predict.splits import HEADLINE, fold_masks, splitter
-from mergelib.published.fits import fit_folder, read_fits
 from mergelib.published.released import SETTINGS, read_setting
 from studies.calibration_size import read_sizes
+from studies.released_fits import fit_folder, read_fits
 
 MAPPED_AT_ONCE = 50  # permutations in one product with the map from targets to forecasts
 AT_ONCE = 5  # permutations in one batch of Adam problems under leave-two-tasks-out
@@ -308,8 +307,7 @@ def additive_by_size(released: str | Path, setting: str = "ViT-B-16_AdamW") -> p
 def _additive(keys: pd.DataFrame, values: pd.Series) -> float:
     known = values.notna().to_numpy()
     codes = np.unique(keys[KEYS].to_numpy()[known].astype(str), return_inverse=True)[1]
-    y = values.to_numpy()[known]
-    return additive_share(y, residual(y[:, None], codes.reshape(-1, 2)))
+    return additive_share(values.to_numpy()[known], codes.reshape(-1, 2))
 
 
 # ---- The SGD setting ----------------------------------------------------------------------------

@@ -80,14 +80,18 @@ def residual(y: np.ndarray, ends: np.ndarray) -> np.ndarray:
     return additive_fit(y, ends, int(ends.max()) + 1)[1]
 
 
-def additive_share(y: np.ndarray, left: np.ndarray) -> float:
-    """Share of the variance of y (n,) that additive task effects explain, R²; `left` of them (n,).
-
-    Noise alone would give (T − 1) / (n − 1) on average, with T tasks and n pairs. NaN if y is
-    constant.
-    """
+def explained(y: np.ndarray, left: np.ndarray) -> float:
+    """R²: the share of the variance of y (n,) that is not `left`; NaN if y is constant."""
     spread = np.sum((y - y.mean()) ** 2)
     return float(1 - np.sum(left**2) / spread) if spread else np.nan
+
+
+def additive_share(y: np.ndarray, ends: np.ndarray) -> float:
+    """Share of the variance of y (n,) that additive task effects explain, y_ij ≈ e_i + e_j: R².
+
+    Noise alone would give (T − 1) / (n − 1) on average, with T tasks and n pairs.
+    """
+    return explained(y, residual(y[:, None], ends))
 
 
 # ---- The targets --------------------------------------------------------------------------------
