@@ -32,7 +32,7 @@ class Target:
     function: Function
 
 
-TARGETS: Registry[Target] = Registry("target")
+TARGETS: Registry[Target] = Registry("target", group="mergelib.targets")
 
 
 def new_target(

@@ -122,8 +122,8 @@ def _against_first(sets, target, split, predictor, relabel, starts, seed, draws)
     _, train, test = fold_masks(splitter(split, seed), pairs.ends, pairs.tasks)
     m, statistic = y.shape[1], SPLITS[split].headline
     every = np.tile(y, (1, starts))
-    seeds = [fold_seeds(seed + k, pairs.methods, len(train)) for k in range(starts)]
-    seeds = np.concatenate(seeds, axis=1)
+    each = [fold_seeds(seed + k, pairs.methods, len(train)) for k in range(starts)]
+    seeds = np.concatenate(each, axis=1)
     frames, first = [], None
     for label, part in sets:
         fit = held_out(predictor, part.X, every, pairs.ends, train, test, None, seeds)

@@ -1,11 +1,12 @@
 """All methods asked the same question: tables that compare predictors, coefficients, agreement."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 
+from mergelib.core.errors import MergelibError
 from mergelib.metrics.registry import categories
 from mergelib.pairs.correlation import pooled, score
 from mergelib.pairs.covariates import ACCURACIES, has_values
@@ -83,7 +84,7 @@ def compare(
 
 def compare_targets(
     pairs: Pairs,
-    targets: Sequence[str] = TARGETS,
+    targets: Iterable[str] = TARGETS,
     splits: Sequence[str] = ("loto", "l2to"),
     relabel: int = 0,
     seed: int = 0,
@@ -212,7 +213,10 @@ def mean_coefficients(
     _, train, test = fold_masks(splitter(split, seed), pairs.ends, pairs.tasks)
     names = [pairs.methods[k % len(pairs.methods)] for k in range(y.shape[1])]
     seeds = fold_seeds(seed, names, len(train))
-    return held_out(predictor, pairs.X, y, pairs.ends, train, test, None, seeds).coef.mean(axis=0)
+    coef = held_out(predictor, pairs.X, y, pairs.ends, train, test, None, seeds).coef
+    if coef is None:
+        raise MergelibError(f"{predictor} has no coefficients to compare")
+    return coef.mean(axis=0)
 
 
 def agreement_table(

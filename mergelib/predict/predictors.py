@@ -47,7 +47,7 @@ class Predictor:
     prepare: Callable[[np.ndarray], Any]
 
 
-PREDICTORS: Registry[Predictor] = Registry("predictor")
+PREDICTORS: Registry[Predictor] = Registry("predictor", group="mergelib.predictors")
 
 
 def predictor(

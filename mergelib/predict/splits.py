@@ -26,7 +26,7 @@ class Split:
     splitter: type["PairSplitter"]
 
 
-SPLITS: Registry[Split] = Registry("split")
+SPLITS: Registry[Split] = Registry("split", group="mergelib.splits")
 HEADLINE: dict[str, str] = {}  # a split's headline statistic, by name
 
 
