@@ -244,7 +244,7 @@ def test_batched_adam_equals_the_published_loop(problem, name, steps):
 def test_the_estimators_are_the_folds(problem, monkeypatch):
     pairs, y, train, test = problem
     short = replace(adam.L1, iterations=60)
-    monkeypatch.setattr(L1PearsonAdam, "_recipe", short)
+    monkeypatch.setattr(L1PearsonAdam, "recipe", short)
     seeds = fold_seeds(3, METHODS, len(train))
     fit = fit_folds("paper-l1", pairs.X, y, train, test, 1.0, seeds)
     model = estimator("paper-l1", 1.0, int(seeds[2, 1])).fit(pairs.X[train[2]], y[train[2], 1])

@@ -32,7 +32,7 @@ def permutations(tasks: int | np.ndarray, n: int, seed: int = 0, stream: int = 1
 
     Row k says which task stands in the place of each; numbers that no task has stay as they are.
     """
-    tasks = np.arange(tasks) if np.ndim(tasks) == 0 else np.unique(tasks)
+    tasks = np.arange(tasks) if isinstance(tasks, int) else np.unique(tasks)
     rng = np.random.default_rng([seed, stream])
     orders = np.tile(np.arange(int(tasks.max()) + 1), (n, 1))
     for order in orders:

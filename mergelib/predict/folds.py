@@ -84,7 +84,7 @@ class RidgeFolds:
         f, p, m = len(train), self.Z.shape[1], Y.shape[1]
         rows = train.astype(np.float64)
         n = rows.sum(axis=1)[:, None]
-        Y = np.where(train.any(axis=0)[:, None], Y, 0.0)
+        Y = np.where(np.any(train, axis=0)[:, None], Y, 0.0)
         center = Y.mean(axis=0)
         Y = Y - center
         low, span = scaling(self.Z, train)
@@ -120,7 +120,7 @@ def ols_folds(X: np.ndarray, Y: np.ndarray, train: np.ndarray) -> Linear:
     Z = scaled(X, low, span)
     n = train.sum(axis=1)
     inside = train[..., None]
-    Y = np.where(train.any(axis=0)[:, None], Y, 0.0)
+    Y = np.where(np.any(train, axis=0)[:, None], Y, 0.0)
     mean_x = np.where(inside, Z, 0.0).sum(axis=1) / n[:, None]
     mean_y = np.where(inside, Y, 0.0).sum(axis=1) / n[:, None]
     Zc = np.where(inside, Z - mean_x[:, None], 0.0)

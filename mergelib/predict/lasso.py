@@ -54,7 +54,7 @@ def lasso_folds(
     low, span = scaling(X, train)
     Z = scaled(X, low, span)
     n = train.sum(axis=1)
-    Y = np.where(train.any(axis=0)[:, None], Y, 0.0)
+    Y = np.where(np.any(train, axis=0)[:, None], Y, 0.0)
     mean_x = np.where(train[..., None], Z, 0.0).sum(axis=1) / n[:, None]
     mean_y = train.astype(np.float64) @ Y / n[:, None]
     Zc = np.where(train[..., None], Z - mean_x[:, None], 0.0)

@@ -127,8 +127,8 @@ def _scores(
     """The three r's of predictions (R, K) for targets y (n, K); R test pairs of all folds."""
     every = np.ones((1, 1), dtype=bool)
     long = np.flatnonzero(np.bincount(fold) >= 3)  # fewer have no correlation
-    r = [pearson(prediction[fold == k], y[pair[fold == k]], every, axis=0) for k in long]
-    r = np.array(r).reshape(len(r), prediction.shape[1])
+    each = [pearson(prediction[fold == k], y[pair[fold == k]], every, axis=0) for k in long]
+    r = np.array(each).reshape(len(each), prediction.shape[1])
     held = np.unique(pair)
     mean = (held[:, None] == pair) / np.bincount(pair)[held][:, None]
     return {

@@ -184,7 +184,7 @@ def fit_folds(
     watch = moments(Z, Y, test, center=False).repeat(repeats) if leaky else None
     f, p = len(train), X.shape[1]
     start = start_weights(seeds.ravel(), p, recipe.init).reshape(f, -1, p)
-    l1 = torch.as_tensor(np.broadcast_to(l1, seeds.shape).reshape(f, -1).copy(), dtype=start.dtype)
-    weights, _ = fit(recipe, data, start, l1, watch)
+    each = np.broadcast_to(l1, seeds.shape).reshape(f, -1).copy()
+    weights, _ = fit(recipe, data, start, torch.as_tensor(each, dtype=start.dtype), watch)
     coef = weights.numpy().reshape(*seeds.shape, p)
     return Linear(low, span, coef, np.zeros(seeds.shape))

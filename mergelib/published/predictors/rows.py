@@ -8,6 +8,7 @@ from mergelib.predict.folds import Linear, Problem
 from mergelib.predict.predictors import predictor
 from mergelib.published.predictors import adam
 from mergelib.published.predictors.estimators import (
+    AdamRegressor,
     DensePearsonAdam,
     GreedyPearsonAdam,
     L1PearsonAdam,
@@ -20,9 +21,9 @@ from mergelib.published.predictors.mlp import mlp_folds
 FIRST, FINAL = "arXiv 2601.22285v1", "arXiv 2601.22285v8"
 
 
-def _adam(regressor: type, at: Problem, l1: float | np.ndarray | None) -> Linear:
+def _adam(regressor: type[AdamRegressor], at: Problem, l1: float | np.ndarray | None) -> Linear:
     l1 = 0.0 if l1 is None else l1
-    return adam.fit_folds(regressor._recipe, at.X, at.Y, at.train, at.test, at.seeds, l1)
+    return adam.fit_folds(regressor.recipe, at.X, at.Y, at.train, at.test, at.seeds, l1)
 
 
 def _greedy(direction: str, at: Problem, _: None) -> Linear:
