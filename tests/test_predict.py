@@ -23,11 +23,11 @@ from mergelib.predict import baselines, qap
 from mergelib.predict.agreement import agreement
 from mergelib.predict.crossval import choose_alpha, fit_folds, fold_seeds, held_out
 from mergelib.predict.evaluate import evaluate
-from mergelib.predict.folds import bootstrap_coefficients
 from mergelib.predict.predictors import PREDICTORS, estimator
 from mergelib.predict.splits import DisjointHalves, LeaveOneTaskOut, LeaveTwoTasksOut, fold_masks
 from mergelib.published.predictors import adam
 from mergelib.published.predictors.estimators import DensePearsonAdam, L1PearsonAdam, MSEAdam
+from studies.method_fits import bootstrap_coefficients
 
 pytestmark = pytest.mark.numeric
 

@@ -14,7 +14,14 @@ from mergelib.metrics.registry import published_metrics
 from mergelib.pairs.inference import fold_interval, permuted_targets
 from mergelib.pairs.tables import Pairs, assemble
 from mergelib.pairs.targets import target
-from mergelib.predict.ablation import (
+from mergelib.predict.collinear import collinear_groups
+from mergelib.predict.compare import compare
+from mergelib.predict.crossval import fold_seeds, held_out
+from mergelib.predict.evaluate import evaluate
+from mergelib.predict.lasso import lasso_folds
+from mergelib.predict.qap import batched_qap, held_out_map, qap
+from mergelib.predict.splits import fold_masks, inner_task_folds, splitter
+from studies.ablation import (
     ablation,
     beside_known,
     category_sets,
@@ -22,19 +29,6 @@ from mergelib.predict.ablation import (
     redundancy,
     restrict,
 )
-from mergelib.predict.collinear import collinear_groups
-from mergelib.predict.compare import (
-    agreement_table,
-    coefficient_table,
-    compare,
-    compare_targets,
-    held_out_table,
-)
-from mergelib.predict.crossval import fold_seeds, held_out
-from mergelib.predict.evaluate import evaluate
-from mergelib.predict.lasso import lasso_folds
-from mergelib.predict.qap import batched_qap, held_out_map, qap
-from mergelib.predict.splits import fold_masks, inner_task_folds, splitter
 from studies.display import grid, rounded
 from studies.freeze import FITTED
 from studies.inputs import PUBLISHED
@@ -57,6 +51,7 @@ from studies.l1_stability import (
     selection,
     sign_constancy,
 )
+from studies.method_fits import agreement_table, coefficient_table, compare_targets, held_out_table
 from studies.nested_lasso import choose_ratio, nested_lasso, nested_table
 
 pytestmark = pytest.mark.numeric

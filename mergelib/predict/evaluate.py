@@ -55,9 +55,8 @@ def evaluate(
     names, train, test = fold_masks(splitter(split, seed, repeats), pairs.ends, pairs.tasks)
     seeds = fold_seeds(seed, pairs.methods, len(train))
     fit = held_out(predictor, pairs.X, y, pairs.ends, train, test, alpha, seeds)
-    asked = {"method": method, "target": target, "predictor": predictor, "split": split}
     result: dict[str, Any] = {
-        **asked,
+        **{"method": method, "target": target, "predictor": predictor, "split": split},
         "alpha": _strengths(fit.alpha),
         "seed": seed,
         "metrics": list(pairs.metrics),
@@ -79,8 +78,8 @@ def evaluate(
         result["bootstrap"] = _bootstrap(fit.prediction, y, test, pairs, bootstrap, seed)
     if other is not None:
         there = assemble(*other, [method], exclude, keep_incomplete)
-        y_there = target_of(there, target, base)
-        result["transfer"] = _transfer(pairs, y, there, y_there, predictor, alpha, seed, qap)
+        to = (there, target_of(there, target, base))
+        result["transfer"] = _transfer(pairs, y, *to, predictor, alpha, seed, qap)
     return plain(result)
 
 

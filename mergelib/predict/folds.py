@@ -5,8 +5,6 @@ from typing import Any
 
 import numpy as np
 
-from mergelib.pairs.inference import task_weights
-
 
 @dataclass(frozen=True)
 class Problem:
@@ -132,22 +130,3 @@ def ols_folds(X: np.ndarray, Y: np.ndarray, train: np.ndarray) -> Linear:
         0, 2, 1
     )
     return Linear(low, span, coef, mean_y - (coef * mean_x[:, None]).sum(-1))
-
-
-def bootstrap_coefficients(
-    X: np.ndarray, y: np.ndarray, ends: np.ndarray, alpha: float = 1.0, n: int = 1000, seed: int = 0
-) -> np.ndarray:
-    """Ridge coefficients on metrics scaled to [-1, 1] over all pairs, in each task bootstrap.
-
-    (N, p) for one target y (n_pairs,), with the pairs' bootstrap weights in the sum of squares.
-    """
-    every = np.ones((1, len(y)), dtype=bool)
-    Z = scaled(X, *scaling(X, every))[0]
-    w = task_weights(ends, n, seed)
-    total = w.sum(axis=1)
-    mean_z, mean_y = w @ Z / total[:, None], w @ y / total
-    p = X.shape[1]
-    gram = (w @ (Z[:, :, None] * Z[:, None, :]).reshape(len(Z), -1)).reshape(n, p, p)
-    gram -= total[:, None, None] * mean_z[:, :, None] * mean_z[:, None, :]
-    cross = w @ (Z * y[:, None]) - total[:, None] * mean_z * mean_y[:, None]
-    return np.linalg.solve(gram + alpha * np.eye(p), cross[..., None])[..., 0]
