@@ -21,7 +21,7 @@ from mergelib.predict.evaluate import evaluate
 from mergelib.predict.lasso import lasso_folds
 from mergelib.predict.qap import batched_qap, held_out_map, qap
 from mergelib.predict.splits import fold_masks, inner_task_folds, splitter
-from studies.ablation import (
+from studies.category_fits import (
     ablation,
     beside_known,
     category_sets,

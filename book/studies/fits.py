@@ -10,9 +10,10 @@ from mergelib.pairs.correlation import pooled
 from mergelib.pairs.tables import by_method
 from mergelib.pairs.targets import target as target_of
 from mergelib.predict import baselines
-from mergelib.predict.ablation import beside_known
-from mergelib.predict.compare import compare, held_out_table
+from mergelib.predict.compare import compare
 from mergelib.predict.splits import fold_masks, splitter
+from studies.category_fits import beside_known
+from studies.method_fits import held_out_table
 from studies.two_sources import Source, below, span
 
 EFFECTS = "additive_task_effects"
