@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
+from published_loop import fit_literal
 
 from mergelib.core.store import read_table
 from mergelib.pairs.correlation import score
@@ -82,7 +83,7 @@ def measure(metrics: pd.DataFrame, merges: pd.DataFrame, fraction: float, draws:
         low, span = scaling(pairs.X, rows[None])
         X = torch.from_numpy(scaled(pairs.X, low, span)[0, rows]).float()
         start = adam.start_weights([seeds[f, m, s]], X.shape[1], adam.L1.init)[0].float()
-        adam.fit_literal(adam.L1, X, torch.from_numpy(y[rows, m]).float(), start, 1.0)
+        fit_literal(adam.L1, X, torch.from_numpy(y[rows, m]).float(), start, 1.0)
     loop = (time.perf_counter() - begin) * problems / len(chosen)
 
     def ridge() -> None:

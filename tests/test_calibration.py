@@ -11,7 +11,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import MinMaxScaler
 
 from mergelib.core.errors import MergelibError
-from mergelib.pairs.inference import permutations, relabelled, task_weights
+from mergelib.pairs.inference import permutations, permuted, task_weights
 from mergelib.pairs.ranks import bootstrap_rho, qap_rho, rho, weighted_ranks
 from mergelib.pairs.targets import outcome_cube
 from mergelib.published.released import read_setting
@@ -108,7 +108,7 @@ def test_the_cube_holds_every_merged_pair_and_fills_only_when_asked():
     np.testing.assert_allclose(np.nansum(left, axis=0), 0, atol=1e-12)
 
     order = permutations(5, 3)
-    moved = relabelled(cube, ends, order)
+    moved = permuted(cube, ends, order)
     i, j = ends[7]
     np.testing.assert_array_equal(moved[2, 7], cube[order[2, i], order[2, j]])
     with pytest.raises(MergelibError, match="method 'slerp'"):

@@ -11,7 +11,8 @@ from sklearn.linear_model import LinearRegression
 
 from mergelib.core.errors import MergelibError
 from mergelib.metrics.registry import METRICS
-from mergelib.pairs import describe, tables
+from mergelib.pairs import describe, inference, tables, targets
+from studies import description
 from studies.plots import mosaic
 
 pytestmark = pytest.mark.numeric
@@ -114,7 +115,7 @@ def test_by_method_keeps_a_missing_merge_missing_and_refuses_a_repeated_one(merg
 def test_bootstrap_draws_tasks_not_pairs(merges):
     y = tables.by_method(merges)["ties"]
     pair_ends = tables.ends(y.index)
-    found = describe.bootstrap_mean(y.to_numpy(), pair_ends, draws=20000, seed=1)
+    found = inference.bootstrap_mean(y.to_numpy(), pair_ends, draws=20000, seed=1)
     value = {frozenset(pair): one for pair, one in y.items()}
     rng, literal = np.random.default_rng(99), []
     for _ in range(5000):
@@ -131,7 +132,7 @@ def test_additive_share_is_the_r2_of_task_dummies(merges):
     y = tables.by_method(merges)["ties"]
     dummies = np.array([[task in pair for task in TASKS] for pair in PAIRS], dtype=float)
     expected = LinearRegression().fit(dummies, y).score(dummies, y)
-    found = describe.additive_share(y.to_numpy(), tables.ends(y.index))
+    found = targets.additive_share(y.to_numpy(), tables.ends(y.index))
     np.testing.assert_allclose(found, expected, rtol=1e-10)
 
 
@@ -139,7 +140,7 @@ def test_additive_share_of_noise_is_its_chance_value(merges):
     wide = tables.by_method(merges)
     rng = np.random.default_rng(0)
     pair_ends = tables.ends(wide.index)
-    shares = [describe.additive_share(rng.normal(size=len(wide)), pair_ends) for _ in range(800)]
+    shares = [targets.additive_share(rng.normal(size=len(wide)), pair_ends) for _ in range(800)]
     chance = describe.summarize_methods(wide, draws=10)["additive_by_chance"]
     np.testing.assert_allclose(chance, 4 / 9)
     np.testing.assert_allclose(np.mean(shares), 4 / 9, atol=0.02)
@@ -176,7 +177,7 @@ def test_not_merging_against_a_loop(merges, tasks):
 def test_sampling_sd_against_simulated_test_splits(merges, tasks):
     rng = np.random.default_rng(0)
     n = tasks.set_index("task")["n_test"]
-    found = describe.sampling_sd(merges, tasks)
+    found = description.sampling_sd(merges, tasks)
     for method, part in merges.groupby("method"):
         draws = sum(
             rng.binomial(part[f"task_{s}"].map(n), part[f"acc_{s}"], size=(20000, len(part)))
@@ -194,8 +195,8 @@ def test_clusters_join_columns_that_vary_together():
     table = pd.DataFrame(
         {"a": one, "b": two, "c": one + 0.1 * rng.normal(size=100), "d": two + 0.01 * one}
     )
-    assert describe.clusters(table.corr()) == [("a", "c"), ("b", "d")]
-    assert describe.clusters(table.corr(), above=-1.5) == [("a", "b", "c", "d")]
+    assert description.clusters(table.corr()) == [("a", "c"), ("b", "d")]
+    assert description.clusters(table.corr(), above=-1.5) == [("a", "b", "c", "d")]
 
 
 def test_family_contrast_against_all_relabellings(tasks):
@@ -204,7 +205,7 @@ def test_family_contrast_against_all_relabellings(tasks):
         one=rng.normal(size=10), two=rng.normal(size=10)
     )
     family = dict(zip(tasks["task"], tasks["family"], strict=True))
-    found = describe.family_contrast(table, family, ["one", "two"], draws=20000)
+    found = description.family_contrast(table, family, ["one", "two"], draws=20000)
 
     def difference(name, names):
         z = stats.zscore(table[name], ddof=1)
@@ -229,10 +230,10 @@ def test_family_contrast_against_all_relabellings(tasks):
     expected = np.minimum(1, np.maximum.accumulate(p.to_numpy() * [2, 1]))
     np.testing.assert_allclose(found.loc[p.index, "p_holm"], expected)
     # a family each: nothing lies within one
-    alone = describe.family_contrast(table, {t: t for t in TASKS}, ["one"], draws=10)
+    alone = description.family_contrast(table, {t: t for t in TASKS}, ["one"], draws=10)
     assert alone[["difference", "p", "p_holm"]].isna().all(axis=None)
     with pytest.raises(MergelibError, match="no family is given for e"):
-        describe.family_contrast(table, {t: "x" for t in TASKS[:4]}, ["one"])
+        description.family_contrast(table, {t: "x" for t in TASKS[:4]}, ["one"])
 
 
 def test_redundant_metrics_show_as_registered():
@@ -248,7 +249,7 @@ def test_redundant_metrics_show_as_registered():
             "effective_rank_mergeability_score": 0.5 - 0.01 * cosine,
         }
     )
-    found = describe.redundant(table)
+    found = description.redundant(table)
     assert list(found.index) == ["weight_space_angle", "effective_rank_mergeability_score"]
     angle = LinearRegression().fit(cosine[:, None], table["weight_space_angle"])
     r2 = angle.score(cosine[:, None], table["weight_space_angle"])
@@ -260,7 +261,7 @@ def test_redundant_metrics_show_as_registered():
 
 def test_metric_table_holds_what_was_seen():
     name = "task_vector_cosine_similarity"
-    found = describe.metric_table(pd.DataFrame({name: [0.5, -0.25, 0.0]})).loc[name]
+    found = description.metric_table(pd.DataFrame({name: [0.5, -0.25, 0.0]})).loc[name]
     assert found[["min", "median", "max"]].tolist() == [-0.25, 0.0, 0.5]
     assert found["category"] == METRICS[name].category.replace("_", " ")
     assert found["range"] == "[-1, 1]"
@@ -272,7 +273,7 @@ def test_dimensions_against_pca():
     X = np.column_stack([X, np.full(60, 3.0)])  # a constant column spans nothing
     Z = stats.zscore(X[:, :7])
     share = PCA().fit(Z).explained_variance_ratio_
-    found = describe.dimensions(X)
+    found = description.dimensions(X)
     assert (found["columns"], found["rank"]) == (7, np.linalg.matrix_rank(Z, tol=1e-6))
     assert found["rank"] == 4
     for level in (95, 99):
@@ -308,12 +309,12 @@ def test_the_less_known_task_is_told_from_the_other():
         ("b", "c", "y", 0.10, 0.50, 0.8, 0.5),
     ]
     names = ["task_a", "task_b", "method", "acc_a", "acc_b", "single_a", "single_b"]
-    frame = describe.by_knowledge(pd.DataFrame(rows, columns=names), tasks)
+    frame = description.by_knowledge(pd.DataFrame(rows, columns=names), tasks)
     assert np.allclose(frame["least_known"], [0.5, 1, 0.25, 0.75, 1, 0.125])  # b, a, b
     assert np.allclose(frame["best_known"], [0.5, 0.5, 1, 0.5, 0.6, 1])
     assert np.allclose(frame["both"], (frame["least_known"] + frame["best_known"]) / 2)
     strange = frame.assign(single_b=[0.8, 0.5, 0.4, 0.8, 0.5, 0.4])
-    kept = describe.of_the_same_models(strange, frame)
+    kept = description.of_the_same_models(strange, frame)
     assert kept["task_b"].tolist() == ["b", "c", "b", "c"] and set(kept["task_a"]) == {"a"}
     table = describe.compared(frame, "least_known", "x", draws=200)
     assert np.allclose(table.loc["x", ["mean", "difference", "low", "high"]], [1.75 / 3, 0, 0, 0])

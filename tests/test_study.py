@@ -11,10 +11,17 @@ from sklearn.preprocessing import MinMaxScaler
 
 from mergelib.core.store import read_table, write_table
 from mergelib.metrics.registry import published_metrics
-from mergelib.pairs.inference import fold_interval, relabellings
+from mergelib.pairs.inference import fold_interval, permuted_targets
 from mergelib.pairs.tables import Pairs, assemble
 from mergelib.pairs.targets import target
-from mergelib.predict.ablation import (
+from mergelib.predict.collinear import collinear_groups
+from mergelib.predict.compare import compare
+from mergelib.predict.crossval import fold_seeds, held_out
+from mergelib.predict.evaluate import evaluate
+from mergelib.predict.lasso import lasso_folds
+from mergelib.predict.qap import batched_qap, held_out_map, qap
+from mergelib.predict.splits import fold_masks, inner_task_folds, splitter
+from studies.category_fits import (
     ablation,
     beside_known,
     category_sets,
@@ -22,19 +29,6 @@ from mergelib.predict.ablation import (
     redundancy,
     restrict,
 )
-from mergelib.predict.collinear import collinear_groups
-from mergelib.predict.compare import (
-    agreement_table,
-    coefficient_table,
-    compare,
-    compare_targets,
-    held_out_table,
-)
-from mergelib.predict.crossval import fold_seeds, held_out
-from mergelib.predict.evaluate import evaluate
-from mergelib.predict.lasso import choose_ratio, lasso_folds, nested_lasso, nested_table
-from mergelib.predict.qap import batched_qap, held_out_map, qap
-from mergelib.predict.splits import fold_masks, inner_task_folds, splitter
 from studies.display import grid, rounded
 from studies.freeze import FITTED
 from studies.inputs import PUBLISHED
@@ -57,6 +51,8 @@ from studies.l1_stability import (
     selection,
     sign_constancy,
 )
+from studies.method_fits import agreement_table, coefficient_table, compare_targets, held_out_table
+from studies.nested_lasso import choose_ratio, nested_lasso, nested_table
 
 pytestmark = pytest.mark.numeric
 
@@ -139,7 +135,7 @@ def test_the_null_of_an_incomplete_table_is_the_one_of_draw_after_draw(pairs, na
     for s in slow.null:
         np.testing.assert_allclose(quick.observed[s], slow.observed[s], atol=1e-9)
         np.testing.assert_allclose(quick.null[s], slow.null[s], atol=1e-9)
-    assert np.isnan(relabellings(y, ends, 4, 3)).any()
+    assert np.isnan(permuted_targets(y, ends, 4, 3)).any()
 
 
 def test_a_held_out_ridge_prediction_is_linear_in_the_targets(pairs):
@@ -272,7 +268,7 @@ def test_agreement_of_an_incomplete_table_leaves_pairs_out_draw_by_draw(pairs):
     totals, _ = agreement_table(part, relabel={"ridge": 5}, k=3)
     y = target(part, "normalized")
     seen = []
-    for moved in relabellings(y, part.ends, 5):
+    for moved in permuted_targets(y, part.ends, 5):
         rows = ~np.isnan(moved).any(axis=1)
         _, train, test = fold_masks(splitter("loto"), part.ends[rows], part.tasks)
         fit = held_out("ridge", part.X[rows], moved[rows], part.ends[rows], train, test)
@@ -432,7 +428,7 @@ def test_the_paths_null_of_an_incomplete_table_leaves_pairs_out(pairs):
     table = lasso_strengths(part, ratios=(0.5, 0.1), relabel=3)
     _, train, test = masks(part)
     null = []
-    for moved in relabellings(y, part.ends, 3, 0):
+    for moved in permuted_targets(y, part.ends, 3, 0):
         valid = ~np.isnan(moved).any(axis=1)
         assert valid.sum() < len(part)
         forecast = lasso_folds(part.X, moved, train & valid, (0.1,), 1e-3, 200).predict(part.X)

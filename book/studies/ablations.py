@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping
 import pandas as pd
 
 from mergelib.metrics.registry import METRICS
-from mergelib.predict.ablation import redundancy
+from studies.category_fits import redundancy
 from studies.display import label, number
 from studies.two_sources import Source, below, span
 

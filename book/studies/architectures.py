@@ -11,10 +11,17 @@ import pandas as pd
 from threadpoolctl import threadpool_limits
 
 from mergelib.pairs.correlation import pearson
-from mergelib.pairs.inference import holm, interval, permutations, relabelled
+from mergelib.pairs.inference import (
+    beyond,
+    holm,
+    interval,
+    permutation_p,
+    permutations,
+    permuted,
+)
 from mergelib.pairs.ranks import bootstrap_rho, qap_rho, rho
 from mergelib.pairs.tables import KEYS, Tables, assemble
-from mergelib.pairs.targets import additive_design, outcome_cube, residual
+from mergelib.pairs.targets import additive_fit, explained, outcome_cube, residual
 from mergelib.predict.baselines import base_knowledge
 from mergelib.predict.folds import RidgeFolds, scaling
 from mergelib.predict.transfer import check_alike
@@ -111,23 +118,19 @@ def travel(
             for fill in (False, True)
         )
         y_from, y = seen[0][a[:, 0], a[:, 1]], seen[1][b[:, 0], b[:, 1]]
-        effects = np.linalg.lstsq(additive_design(a, len(here.tasks)), y_from, rcond=None)[0]
+        effects = additive_fit(y_from, a, len(here.tasks))[0]
         same = {"same_pair": filled[0][b[:, 0], b[:, 1]], "task_effects": effects[b].sum(axis=1)}
-        moved = [relabelled(cube, ends, orders) for cube, ends in zip(filled, (a, b), strict=True)]
+        moved = [permuted(cube, ends, orders) for cube, ends in zip(filled, (a, b), strict=True)]
         for (model, knows), hat in maps.items():
             home = model == "home"
             found = accuracy_of(hat @ (y if home else y_from), y)
             null = np.empty((draws, y.shape[1]))
             for k in range(draws):
                 null[k] = _r(hat @ moved[home][k], moved[1][k])
-            p = (1 + (null >= found["r"] - 1e-12).sum(axis=0)) / (1 + draws)
             if draws and not np.isnan(found["r"]).any():
-                found |= {
-                    "p": p,
-                    "p_holm": holm(p),
-                    "null_mean": null.mean(axis=0),
-                    "null_95": np.quantile(null, 0.95, axis=0),
-                }
+                tested = beyond(found["r"], null)
+                found |= {"p": tested["p"], "p_holm": holm(tested["p"])}
+                found |= {name: tested[name] for name in ("null_mean", "null_95")}
             rows.append(_rows(target, model, knows, here.methods, len(y), found))
         for model, forecast in same.items():
             found = accuracy_of(forecast, y)
@@ -202,10 +205,9 @@ def metrics_alike(
             row[f"{prefix}low"], row[f"{prefix}high"] = interval(drawn)
             null = qap_rho(u, v, ends, draws, seed)
             row[f"{prefix}null_95"] = np.nanquantile(null, 0.95)
-            row[f"{prefix}p"] = (1 + (null >= value - 1e-12).sum()) / (1 + draws)
+            row[f"{prefix}p"] = float(permutation_p(value, null))
         for side, values, rest in zip(("one", "two"), (x, y), left, strict=True):
-            spread = np.sum((values - values.mean()) ** 2)
-            row[f"additive_{side}"] = 1 - np.sum(rest**2) / spread if spread else np.nan
+            row[f"additive_{side}"] = explained(values, rest)
         rows.append(row)
     return pd.DataFrame(rows)
 
@@ -219,7 +221,7 @@ def coefficients_alike(
     alpha: float = 1.0,
     seed: int = 0,
 ) -> pd.DataFrame:
-    """Cosine of two settings' ridge coefficients per method, beside relabelled tasks.
+    """Cosine of two settings' ridge coefficients per method, beside permuted tasks.
 
     Coefficients on metrics scaled to [-1, 1], fitted to all complete pairs. The null renames the
     tasks of both settings' outcomes alike and fits both again: outcomes stay as alike as they
@@ -233,7 +235,7 @@ def coefficients_alike(
     coef, cubes = [], []
     for tables, pairs in zip((one, two), sides, strict=True):
         cubes.append(outcome_cube(tables.merges, tasks, methods, target, fill=True))
-        moved = relabelled(cubes[-1], pairs.ends, orders).transpose(1, 0, 2)
+        moved = permuted(cubes[-1], pairs.ends, orders).transpose(1, 0, 2)
         every = np.ones((1, len(pairs)), dtype=bool)
         fit = RidgeFolds(pairs.X).fit(moved.reshape(len(pairs), -1), every, alpha)
         coef.append(fit.coef[0].reshape(len(orders), len(methods), -1))
@@ -241,13 +243,7 @@ def coefficients_alike(
     cosine = (u * v).sum(-1) / np.sqrt((u**2).sum(-1) * (v**2).sum(-1))
     seen, null = cosine[0], cosine[1:]
     i, j = np.triu_indices(len(tasks), k=1)
-    return pd.DataFrame(
-        {
-            "method": methods,
-            "cosine": seen,
-            "null_mean": null.mean(axis=0),
-            "null_95": np.quantile(null, 0.95, axis=0),
-            "p": (1 + (null >= seen - 1e-12).sum(axis=0)) / (1 + draws),
-            "outcomes": _r(cubes[0][i, j], cubes[1][i, j]),
-        }
-    )
+    tested = beyond(seen, null)[["null_mean", "null_95", "p"]]
+    outcomes = _r(cubes[0][i, j], cubes[1][i, j])
+    found = pd.DataFrame({"method": methods, "cosine": seen})
+    return pd.concat([found, tested], axis=1).assign(outcomes=outcomes)

@@ -15,10 +15,10 @@ from threadpoolctl import threadpool_limits
 from mergelib.core.errors import MergelibError
 from mergelib.metrics.registry import METRICS
 from mergelib.pairs.correlation import headline, pearson
-from mergelib.pairs.inference import interval, permutations, relabelled
+from mergelib.pairs.inference import beyond, interval, permutation_p, permutations, permuted
 from mergelib.pairs.ranks import bootstrap_rho, rho
 from mergelib.pairs.tables import KEYS
-from mergelib.pairs.targets import outcome_cube, residual
+from mergelib.pairs.targets import explained, outcome_cube, residual
 from mergelib.predict.qap import held_out_map
 from mergelib.predict.splits import fold_masks, splitter
 from mergelib.published.released import read_metrics
@@ -91,19 +91,18 @@ def settle(
             ends = _ends(joined, tasks)
             x, y = (joined[c].to_numpy(np.float64) for c in (metric, f"{metric}_reference"))
             own = residual(np.stack([x, y], axis=1), ends)
-            spread = np.sum((x - x.mean()) ** 2)
             row = {"metric": metric, "size": size, "n_pairs": len(x), "rho": float(rho(x, y))}
             row["low"], row["high"] = interval(bootstrap_rho(x, y, ends, draws, seed))
             row["rho_pair"] = float(rho(own[:, 0], own[:, 1]))
             drawn = bootstrap_rho(own[:, 0], own[:, 1], ends, draws, seed)
             row["pair_low"], row["pair_high"] = interval(drawn)
-            row["additive"] = 1 - np.sum(own[:, 0] ** 2) / spread if spread else np.nan
+            row["additive"] = explained(x, own[:, 0])
             rows.append(row)
     return pd.DataFrame(rows)
 
 
 def settle_designs(table: pd.DataFrame, draws: int = 500, seed: int = 0) -> pd.DataFrame:
-    """`settle` for every design of a table of `mergelib.pools`: columns heads, images, then its.
+    """`settle` for every design of a table of `calibration_pools`: columns heads, images, then its.
 
     Each size of one half of the calibration images against the largest size of the other half,
     so that the two share tasks and models and no image.
@@ -121,7 +120,7 @@ def settle_designs(table: pd.DataFrame, draws: int = 500, seed: int = 0) -> pd.D
 
 
 def one_design(table: pd.DataFrame, heads: str, images: str, draw: int = 0) -> pd.DataFrame:
-    """A table of sizes, all ten metrics, from one design and half of `mergelib.pools`' table.
+    """A table of sizes, all ten metrics, from one design and half of `calibration_pools`' table.
 
     The activation metrics, which know no head, are those of the shared pool in every design.
     Raises MergelibError if there is no such design.
@@ -166,7 +165,7 @@ def with_outcomes(
     for size, part in table.groupby("size", sort=True):
         ends = _ends(part, tasks)
         y = seen[ends[:, 0], ends[:, 1]]
-        moved = relabelled(drawn_from, ends, orders)
+        moved = permuted(drawn_from, ends, orders)
         X = part[list(metrics)].to_numpy(np.float64)
         for k, method in enumerate(methods):
             inside = ~np.isnan(X) & ~np.isnan(y[:, k : k + 1])
@@ -176,8 +175,8 @@ def with_outcomes(
                 seen_rho = rho(x, y[kept, k])
                 a, b = rankdata(x, axis=1), rankdata(moved[:, kept, k], axis=1)
                 null = np.abs(pearson(a[:, None], b[None], every, axis=2))
+                p = permutation_p(np.abs(seen_rho), null.T)
                 for j, name in enumerate(np.asarray(metrics)[these]):
-                    reached = (null[j] >= abs(seen_rho[j]) - 1e-12).sum()
                     rows.append(
                         {
                             "metric": name,
@@ -186,7 +185,7 @@ def with_outcomes(
                             "n_pairs": int(kept.sum()),
                             "rho": seen_rho[j],
                             "null_95": np.quantile(null[j], 0.95) if draws else np.nan,
-                            "p": (1 + reached) / (1 + draws),
+                            "p": p[j],
                         }
                     )
     place = {name: k for k, name in enumerate(metrics)}
@@ -239,10 +238,10 @@ def forecasts(
             f"{len(rows)} pairs have every metric at every size and all methods: give fewer sizes"
         )
     orders = np.vstack([np.arange(len(tasks)), permutations(len(tasks), draws, seed)])
-    stacked = {}  # the observed outcomes first, then the relabelled ones, method by method
+    stacked = {}  # the observed outcomes first, then the permuted ones, method by method
     for target in targets:
         filled = outcome_cube(merges, tasks, methods, target, fill=True)
-        moved = relabelled(filled, ends, orders)
+        moved = permuted(filled, ends, orders)
         stacked[target] = moved.transpose(1, 0, 2).reshape(len(ends), -1)
     still = known.loc[rows].to_numpy(np.float64)
     features = {("weights", 0): still}
@@ -264,10 +263,8 @@ def forecasts(
                 seen, null = r[0], r[1:]
                 row = {"target": target, "split": split, "features": name, "size": size}
                 row |= {"method": list(methods), "n_pairs": len(rows), "r": seen}
-                row["null_mean"] = null.mean(axis=0) if draws else np.nan
-                row["null_95"] = np.quantile(null, 0.95, axis=0) if draws else np.nan
-                row["p"] = (1 + (null >= seen - 1e-12).sum(axis=0)) / (1 + draws)
-                found.append(pd.DataFrame(row))
+                tested = beyond(seen, null)[["null_mean", "null_95", "p"]]
+                found.append(pd.concat([pd.DataFrame(row), tested], axis=1))
     found = pd.concat(found, ignore_index=True)
     place = {target: k for k, target in enumerate(targets)}
     return found.sort_values("target", key=lambda c: c.map(place), kind="stable", ignore_index=True)

@@ -11,10 +11,11 @@ from mergelib.pairs.inference import holm
 from mergelib.pairs.tables import by_method
 from mergelib.pairs.targets import target as target_of
 from mergelib.predict import baselines
-from mergelib.predict.ablation import beside_known
-from mergelib.predict.compare import compare, held_out_table
+from mergelib.predict.compare import compare
 from mergelib.predict.splits import fold_masks, splitter
+from studies.category_fits import beside_known
 from studies.display import count
+from studies.method_fits import held_out_table
 from studies.two_sources import Source, below, is_below, span
 
 EFFECTS = "additive_task_effects"

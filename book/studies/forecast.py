@@ -35,7 +35,7 @@ EVERYTHING = "metrics + known"  # of `feature_sets`: nothing that is known is le
 DEFAULT = 1.0  # ridge's strength throughout the library
 PAPER, NESTED = "paper-l1", "ridge, chosen by nesting"
 AT_ONCE = 200  # blocks of left-out tasks solved together
-RELABELLED_AT_ONCE = 20
+PERMUTED_AT_ONCE = 20
 
 
 def feature_sets(pairs: Pairs, tasks: pd.DataFrame) -> tuple[Pairs, dict[str, list[int]]]:
@@ -160,7 +160,7 @@ class Grid:
 def nested(grid: Grid, y: np.ndarray, methods: int, by: str = "r") -> tuple[np.ndarray, np.ndarray]:
     """Forecasts (n, K) by each fold's best inner candidate, and its number (n, N).
 
-    y (n, K) holds N repetitions (relabellings) of `methods` targets, K = N x methods. The methods
+    y (n, K) holds N repetitions (permutations) of `methods` targets, K = N x methods. The methods
     share one candidate: of the highest mean inner r, or with `by` "error" of the least mean inner
     squared error in units of the target's variance (see `Grid.inner`).
     Raises MergelibError for another `by`.
@@ -264,7 +264,7 @@ def forecast_table(
     """Leave-two-tasks-out forecasts, one row each, beside the published predictor's if `starts`.
 
     `forecast` names it; pooled r by method and their mean; p, null_mean, null_95 of that mean under
-    `relabel` joint relabellings, for the fixed linear forecasts (for the one chosen by nesting see
+    `relabel` QAP permutations, for the fixed linear forecasts (for the one chosen by nesting see
     `nested_table`). With `starts` random starts of paper-l1 (3 at most on all features): start_sd,
     and the difference to its mean r with its 95 % task-bootstrap interval low, high (the fits as
     they are, tasks drawn again).
@@ -323,7 +323,7 @@ def forecast_table(
 def nested_table(
     tables: Tables, target: str = "normalized", relabel: int = 100, seed: int = 0
 ) -> pd.DataFrame:
-    """The forecast chosen by nesting with its QAP null, the choice made anew in every relabelling.
+    """The forecast chosen by nesting with its QAP null, the choice made anew in every permutation.
 
     method (then "mean"), r, p, null_mean, null_95; `chosen`: the candidate that most folds take and
     the `share` of folds that do.
@@ -335,8 +335,8 @@ def nested_table(
     m = y.shape[1]
     forecast, choice = nested(grid, y, m)
     null = [np.empty((0, m))]
-    for start in range(0, relabel, RELABELLED_AT_ONCE):
-        part = moved[start : start + RELABELLED_AT_ONCE].transpose(1, 0, 2).reshape(len(pairs), -1)
+    for start in range(0, relabel, PERMUTED_AT_ONCE):
+        part = moved[start : start + PERMUTED_AT_ONCE].transpose(1, 0, 2).reshape(len(pairs), -1)
         null.append(columns_r(nested(grid, part, m)[0], part).reshape(-1, m))
     seen = with_mean(columns_r(forecast, y))
     table = beyond(seen, with_mean(np.concatenate(null)))
@@ -353,7 +353,7 @@ def freeze(
     """Write `forecast_table` with `starts` of the two released backbones to the CSV file `to`.
 
     The row of the forecast chosen by nesting takes its null from `nested_table` with `relabel`
-    relabellings. The setting that has no merges of its own is left out. Some ten minutes on one
+    permutations. The setting that has no merges of its own is left out. Some ten minutes on one
     core, so the chapter reads this table.
     """
     parts = []

@@ -11,17 +11,15 @@ import numpy as np
 import pandas as pd
 
 from mergelib.core.errors import MergelibError
-from mergelib.pairs.inference import interval, task_weights
-from mergelib.pairs.tables import ends
-
-PAIR = ("task_a", "task_b")
+from mergelib.pairs.inference import drawn_means, interval, task_weights
+from mergelib.pairs.tables import KEYS, ends
 
 
 def gains(
     frame: pd.DataFrame,
     value: str,
     control: str,
-    units: Sequence[str] = PAIR,
+    units: Sequence[str] = KEYS,
     paired: bool = True,
 ) -> pd.DataFrame:
     """Value minus the control's value of the same unit and method (if there is one).
@@ -45,7 +43,7 @@ def gains(
 
 
 def against_others(
-    frame: pd.DataFrame, value: str, control: str, units: Sequence[str] = PAIR
+    frame: pd.DataFrame, value: str, control: str, units: Sequence[str] = KEYS
 ) -> pd.DataFrame:
     """Each run of the control minus the mean of its other runs, in the columns of `gains`.
 
@@ -62,7 +60,7 @@ def against_others(
 
 
 def retraining(
-    frame: pd.DataFrame, value: str, control: str, units: Sequence[str] = PAIR
+    frame: pd.DataFrame, value: str, control: str, units: Sequence[str] = KEYS
 ) -> pd.DataFrame:
     """The yardstick of a gain: how two runs of the control differ.
 
@@ -108,7 +106,7 @@ def _runs(kept: pd.DataFrame, control: str) -> pd.DataFrame:
 
 def summarize_gains(
     table: pd.DataFrame,
-    units: Sequence[str] = PAIR,
+    units: Sequence[str] = KEYS,
     by: Sequence[str] = ("variant",),
     draws: int = 2000,
     seed: int = 0,
@@ -128,9 +126,7 @@ def summarize_gains(
         each = part.groupby(named, sort=False)["gain"].mean()
         runs = part.groupby("run")["gain"].mean()
         held = weights[:, wide.index.get_indexer(each.index)]
-        total = held.sum(axis=1)
-        kept = total > 0  # a sample of one task alone has no pair
-        low, high = interval(held[kept] @ each.to_numpy() / total[kept])
+        low, high = interval(drawn_means(held, each.to_numpy()))
         rows.append(
             {
                 **dict(zip(groups, names, strict=True)),

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import mergelib.published.predictors  # noqa: F401  registers the paper's predictors
 from mergelib.core.errors import MergelibError
 from mergelib.core.registry import unknown
 from mergelib.core.store import read_json, read_table

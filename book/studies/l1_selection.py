@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 
 from mergelib.pairs.correlation import mean_defined, pearson, score
-from mergelib.pairs.inference import fold_sd, relabellings
+from mergelib.pairs.inference import fold_sd, permuted_targets
 from mergelib.pairs.tables import Pairs
 from mergelib.pairs.targets import target as target_of
 from mergelib.predict.crossval import fold_seeds
@@ -177,7 +177,7 @@ def lasso_strengths(
     """Along the lasso path: how many metrics, and what they forecast. One row per method, ratio.
 
     n_metrics (mean over the folds), r (the split's headline statistic), r_fold_sd; with `relabel`
-    QAP draws null_mean, null_95 of r at the same ratio. Pairs without a target under a relabelling
+    QAP draws null_mean, null_95 of r at the same ratio. Pairs without a target under a permutation
     are left out of that draw.
     """
     y = target_of(pairs, target)
@@ -202,9 +202,9 @@ def lasso_strengths(
             "r_fold_sd": fold_sd(seen.r_folds),
         }
     )
-    moved = relabellings(y, pairs.ends, relabel, seed)
+    moved = permuted_targets(y, pairs.ends, relabel, seed)
     if relabel:
-        complete = not np.isnan(moved).any()  # then all relabellings are targets of one batch
+        complete = not np.isnan(moved).any()  # then all permutations are targets of one batch
         batches = [moved.transpose(1, 0, 2).reshape(len(pairs), -1)] if complete else moved
         drawn = [getattr(scores(targets)[1], HEADLINE[split]) for targets in batches]
         null = np.concatenate(drawn).reshape(relabel, m * k)

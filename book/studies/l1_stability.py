@@ -7,13 +7,13 @@ import numpy as np
 import pandas as pd
 
 from mergelib.metrics.registry import categories
-from mergelib.pairs.inference import relabellings
+from mergelib.pairs.inference import permuted_targets
 from mergelib.pairs.tables import Pairs
 from mergelib.pairs.targets import target as target_of
 from mergelib.predict.lasso import lasso_folds
 from mergelib.predict.splits import fold_masks, splitter
-from mergelib.published.fits import fit_folder, read_fits
 from mergelib.published.released import METHODS, metric_names
+from studies.released_fits import fit_folder, read_fits
 
 KINDS = ("folds", "halves", "chance")
 MOST = 0.8  # of the fits: what counts as selected again and again
@@ -73,7 +73,7 @@ def halves_coefficients(
         if not relabelled:
             out[:, which] = lasso_folds(pairs.X, y[:, which], train, [value]).coef[:, :, 0]
             continue
-        for k, moved in enumerate(relabellings(y[:, which], pairs.ends, repeats, seed)):
+        for k, moved in enumerate(permuted_targets(y[:, which], pairs.ends, repeats, seed)):
             two = slice(2 * k, 2 * k + 2)
             inside = train[two] & ~np.isnan(moved).any(axis=1)
             out[two, which] = lasso_folds(pairs.X, moved, inside, [value]).coef[:, :, 0]

@@ -15,8 +15,8 @@ import pandas as pd
 
 from mergelib.core.errors import MergelibError
 from mergelib.core.store import read_json, read_table
-from mergelib.pairs.tables import BENCHMARK, KEYS, outcomes
-from studies.gains import PAIR, gains, summarize_gains
+from mergelib.pairs.tables import BENCHMARK, KEYS, outcomes, pair_accuracy
+from studies.gains import gains, summarize_gains
 from studies.inputs import PUBLISHED as FROZEN
 from studies.retrainings import DOWNLOADED, INERT, SETTING, Retrainings, read_retrainings
 
@@ -96,13 +96,8 @@ def _benchmark(folder: Path) -> Study:
     for side in ("a", "b"):
         index = pd.MultiIndex.from_frame(merges[[f"task_{side}", "run"]])
         merges[f"base_{side}"] = control.reindex(index).to_numpy()
-    every = _valued(merges)
+    every = merges.assign(fixed=pair_accuracy(merges, "base"))
     return Study(every, every, tasks, meta, names[0], names[0], True, names[1])
-
-
-def _valued(merges: pd.DataFrame) -> pd.DataFrame:
-    shares = [merges[f"acc_{side}"] / merges[f"base_{side}"] for side in ("a", "b")]
-    return merges.assign(fixed=(shares[0] + shares[1]) / 2)
 
 
 def released_study(held: Retrainings) -> Study:
@@ -116,10 +111,8 @@ def released_study(held: Retrainings) -> Study:
         merges[f"base_{side}"] = task.map(base).astype(float)
         trained = pd.MultiIndex.from_arrays([task, merges["variant"], merges["run"]])
         merges[f"own_{side}"] = single.reindex(trained).to_numpy()
-    merges = _valued(merges)
-    merges["raw"] = (merges["acc_a"] + merges["acc_b"]) / 2
-    own = [merges[f"acc_{side}"] / merges[f"own_{side}"] for side in ("a", "b")]
-    merges["own"] = (own[0] + own[1]) / 2
+    for value, unit in (("fixed", "base"), ("raw", None), ("own", "own")):
+        merges[value] = pair_accuracy(merges, unit)
     unique = without_copies(merges)
     return Study(merges, unique, held.singles, held.meta, INERT, DOWNLOADED, False, INERT)
 
@@ -198,7 +191,7 @@ def published_gains(study: Study, draws: int = 2000, seed: int = 0) -> pd.DataFr
     rows = []
     for version, claimed in PUBLISHED.items():
         methods = [name for name in claimed if name != "mean"]
-        wide = table.pivot(index=list(PAIR), columns="method", values="gain")[methods]
+        wide = table.pivot(index=KEYS, columns="method", values="gain")[methods]
         whole = wide.dropna().mean(axis=1).rename("gain").reset_index()
         joint = whole.assign(method="mean", variant=INERT, run=PUBLISHED_RUN)
         both = pd.concat([table[table["method"].isin(methods)], joint])

@@ -8,23 +8,30 @@ import numpy as np
 import pandas as pd
 from threadpoolctl import threadpool_limits
 
+import mergelib.published.predictors  # noqa: F401  registers the paper's predictors
 from mergelib.core.errors import MergelibError
 from mergelib.core.store import write_table
 from mergelib.pairs.correlation import headline, score
-from mergelib.pairs.describe import additive_share
 from mergelib.pairs.inference import beyond, holm, with_mean
 from mergelib.pairs.tables import KEYS, Pairs, Tables, pairs_of
-from mergelib.pairs.targets import TARGETS, additive_design, targets_of
+from mergelib.pairs.tables import identical as identical  # of the SGD setting
+from mergelib.pairs.targets import (
+    TARGETS,
+    additive_design,
+    additive_fit,
+    additive_share,
+    targets_of,
+)
 from mergelib.predict import baselines
 from mergelib.predict.crossval import fold_seeds, held_out
 from mergelib.predict.qap import held_out_map
 from mergelib.predict.splits import HEADLINE, fold_masks, splitter
-from mergelib.published.fits import fit_folder, read_fits
 from mergelib.published.released import SETTINGS, read_setting
 from studies.calibration_size import read_sizes
+from studies.released_fits import fit_folder, read_fits
 
-MAPPED_AT_ONCE = 50  # relabellings in one product with the map from targets to forecasts
-AT_ONCE = 5  # relabellings in one batch of Adam problems under leave-two-tasks-out
+MAPPED_AT_ONCE = 50  # permutations in one product with the map from targets to forecasts
+AT_ONCE = 5  # permutations in one batch of Adam problems under leave-two-tasks-out
 BATCH, PERIOD = 128, 10  # of the published fine-tuning: images per step, epochs of its schedule
 # epochs that the published recipe trains each task (arXiv 2601.22285, appendix)
 EPOCHS = {
@@ -47,7 +54,7 @@ def audit(
 
     split, target, model, method (the pairs' methods, then "mean" over them), r (the split's
     headline statistic; a pair counts once), and for ridge p, p_holm (over the methods), null_mean,
-    null_95; the row "mean" compares the mean r with that of the same renaming for all methods.
+    null_95; the row "mean" compares the mean r with that of one permutation for all methods.
     """
     y, moved = targets_of(tables, pairs, targets, relabel, seed)
     m, methods = len(pairs.methods), [*pairs.methods, "mean"]
@@ -89,7 +96,7 @@ def paper_audit(
 ) -> pd.DataFrame:
     """The published predictor (paper-l1) with its QAP null, as `audit` has ridge.
 
-    r is the mean over `starts` random starts, start_sd their standard deviation. Each relabelling
+    r is the mean over `starts` random starts, start_sd their standard deviation. Each permutation
     has one start of its own. p is of the mean over the starts.
     """
     y, moved = targets_of(tables, pairs, targets, relabel, seed)
@@ -218,7 +225,7 @@ def one_sign(
     """The metrics whose coefficient has one sign in all folds and methods, and their number's null.
 
     Leave-one-task-out. The table has one row: count, and p, null_mean, null_95 (see `beyond`) of as
-    many fits to relabelled tasks.
+    many fits to permuted tasks.
     """
     y, moved = targets_of(tables, pairs, (target,), relabel, seed)
     _, train, test = fold_masks(splitter("loto", seed), pairs.ends, pairs.tasks)
@@ -306,14 +313,6 @@ def _additive(keys: pd.DataFrame, values: pd.Series) -> float:
 # ---- The SGD setting ----------------------------------------------------------------------------
 
 
-def identical(one: pd.DataFrame, other: pd.DataFrame) -> pd.DataFrame:
-    """Merge accuracies that two merges tables share bit for bit: index method; equal, of."""
-    joined = one.merge(other, on=[*KEYS, "method"], suffixes=("", "_other"))
-    same = sum((joined[s] == joined[f"{s}_other"]).astype(int) for s in ("acc_a", "acc_b"))
-    frame = joined[["method"]].assign(equal=same, of=2)
-    return frame.groupby("method", sort=False).sum()
-
-
 def lengths(metrics: pd.DataFrame) -> tuple[pd.Series, float]:
     """Length of each task vector from stored values, and the largest relative misfit.
 
@@ -326,11 +325,8 @@ def lengths(metrics: pd.DataFrame) -> tuple[pd.Series, float]:
     names = list(dict.fromkeys(known[KEYS].to_numpy().ravel()))
     place = {name: k for k, name in enumerate(names)}
     ends = np.stack([known[key].map(place) for key in KEYS], axis=1)
-    design, log = additive_design(ends, len(names)), np.log(product.to_numpy())
-    fitted = np.linalg.lstsq(design, log, rcond=None)[0]
-    return pd.Series(np.exp(fitted), index=names), float(
-        np.abs(np.expm1(log - design @ fitted)).max()
-    )
+    fitted, left = additive_fit(np.log(product.to_numpy()), ends, len(names))
+    return pd.Series(np.exp(fitted), index=names), float(np.abs(np.expm1(left)).max())
 
 
 def weighted_steps(n_train: Mapping[str, int], epochs: Mapping[str, int] = EPOCHS) -> pd.Series:

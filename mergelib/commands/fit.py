@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import mergelib.published.predictors  # noqa: F401  registers the paper's predictors
 from mergelib.core.errors import MergelibError
 from mergelib.core.registry import unknown
 from mergelib.core.store import read_table
@@ -52,7 +53,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--task-covariates", action="store_true", help="add what --tasks knows before merging")
     add("--to-metrics", type=Path, metavar="FILE", help="another setting to forecast: its metrics")
     add("--to-merges", type=Path, metavar="FILE", help="and its merges")
-    add("--qap", type=int, default=0, metavar="N", help="QAP null of N task relabellings")
+    add("--qap", type=int, default=0, metavar="N", help="QAP null of N task permutations")
     add("--bootstrap", type=int, default=0, metavar="N", help="task bootstrap interval of r_pooled")
     add("--keep-incomplete", action="store_true", help="every pair that this method has")
     add("--json", action="store_true", help="print one JSON object")
@@ -60,11 +61,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Fit and print; returns the record. Raises MergelibError for input that cannot be used."""
-    for name, allowed in (("target", TARGETS), ("predictor", PREDICTORS), ("split", SPLITS)):
-        if getattr(args, name) not in allowed:
-            raise MergelibError(unknown(name, getattr(args, name), allowed))
-    if args.residual_of not in TARGETS[:2]:
-        raise MergelibError(unknown("residual base", args.residual_of, TARGETS[:2]))
+    for name, known in (("target", TARGETS), ("predictor", PREDICTORS), ("split", SPLITS)):
+        known[getattr(args, name)]  # an unknown name is refused before any table is read
+    bases = [name for name in TARGETS if name != "residual"]
+    if args.residual_of not in bases:
+        raise MergelibError(unknown("residual base", args.residual_of, bases))
     for name, least in (("qap", 0), ("bootstrap", 0), ("repeats", 1), ("seed", 0)):
         if getattr(args, name) < least:
             raise MergelibError(f"--{name} {getattr(args, name)}: give at least {least}")
@@ -112,7 +113,7 @@ def table(result: dict[str, Any]) -> str:
     if result["qap"]:
         q = result["qap"]
         lines.append(
-            f"QAP of {q['statistic']}, {q['n']} relabellings: p = {_number(q['p'], 4)}, "
+            f"QAP of {q['statistic']}, {q['n']} permutations: p = {_number(q['p'], 4)}, "
             f"null mean {_number(q['null_mean'])}, 95 % point {_number(q['null_95'])}"
         )
     if result["bootstrap"]:

@@ -1,35 +1,74 @@
-"""How sure: QAP nulls, task bootstrap, correction for several methods."""
+"""How sure: permutation p-values, QAP permutations, bootstrap of tasks, several methods."""
 
 import numpy as np
 import pandas as pd
 
 
-def relabel(Y: np.ndarray, ends: np.ndarray, order: np.ndarray) -> np.ndarray:
-    """Targets after renaming task k to order[k]: row (i, j) gets y of (order[i], order[j]).
+def permutation_p(observed: np.ndarray, null: np.ndarray) -> np.ndarray:
+    """p = (1 + #{null >= observed}) / (1 + N) for observed (...) and null (N, ...): (...).
 
-    Y (n, m); a pair that has no target under its new name gets NaN. Source: Hubert and Schultz
-    (1976), Krackhardt (1988).
+    A draw that is NaN does not count in N; NaN where observed, or every draw, is. A draw equal to
+    observed up to rounding has reached it: two sums over the same pairs in another order differ by
+    up to eps per term, so the comparison allows TERMS eps of the largest value. For a two-sided
+    test give absolute values. Source: Phipson and Smyth (2010).
     """
-    n_tasks = len(order)
-    table = np.full((n_tasks, n_tasks, Y.shape[1]), np.nan)
-    table[ends[:, 0], ends[:, 1]] = Y
-    table[ends[:, 1], ends[:, 0]] = Y
-    return table[order[ends[:, 0]], order[ends[:, 1]]]
+    observed, null = np.asarray(observed, dtype=np.float64), np.asarray(null, dtype=np.float64)
+    known = ~np.isnan(null)
+    size = np.abs(np.concatenate([observed[None], np.where(known, null, 0.0)])).max(axis=0)
+    margin = TERMS * np.finfo(np.float64).eps * size
+    n = known.sum(axis=0)
+    p = (1 + (null >= observed - margin).sum(axis=0)) / (1 + n)
+    return np.where(np.isnan(observed) | (n == 0), np.nan, p)
 
 
-def relabellings(Y: np.ndarray, ends: np.ndarray, n: int, seed: int = 0) -> np.ndarray:
-    """Targets Y (n_pairs, m) under `n` random renamings of the tasks: (N, n_pairs, m).
+TERMS = 4096  # more than any table here has pairs
 
-    NaN where a pair has no target under its new name.
+
+# ---- QAP permutations: tasks renamed jointly in rows and columns of the outcomes ----------------
+
+
+def permutations(tasks: int | np.ndarray, n: int, seed: int = 0, stream: int = 1) -> np.ndarray:
+    """`n` random permutations of T tasks, or of the tasks numbered in an array: (N, T).
+
+    Row k says which task stands in the place of each; numbers that no task has stay as they are.
     """
-    rng = np.random.default_rng([seed, 1])
-    present = np.unique(ends)
-    order = np.arange(int(ends.max()) + 1)
-    out = np.empty((n, *Y.shape))
-    for k in range(n):
-        order[present] = rng.permutation(present)
-        out[k] = relabel(Y, ends, order)
-    return out
+    tasks = np.arange(tasks) if isinstance(tasks, int) else np.unique(tasks)
+    rng = np.random.default_rng([seed, stream])
+    orders = np.tile(np.arange(int(tasks.max()) + 1), (n, 1))
+    for order in orders:
+        order[tasks] = rng.permutation(tasks)
+    return orders
+
+
+def square(Y: np.ndarray, ends: np.ndarray) -> np.ndarray:
+    """Y (n_pairs, m) as a symmetric cube (T, T, m), NaN on the diagonal and for absent pairs."""
+    size = int(ends.max()) + 1
+    cube = np.full((size, size, Y.shape[1]), np.nan)
+    cube[ends[:, 0], ends[:, 1]] = Y
+    cube[ends[:, 1], ends[:, 0]] = Y
+    return cube
+
+
+def permuted(cube: np.ndarray, ends: np.ndarray, orders: np.ndarray) -> np.ndarray:
+    """QAP permutation: row (i, j) gets the entry (order[i], order[j]), (N, n_pairs, m).
+
+    cube (T, T, m), ends (n_pairs, 2), orders (N, T). Source: Hubert and Schultz (1976),
+    Krackhardt (1988).
+    """
+    return cube[orders[:, ends[:, 0]], orders[:, ends[:, 1]]]
+
+
+def permuted_targets(
+    Y: np.ndarray, ends: np.ndarray, n: int, seed: int = 0, stream: int = 1
+) -> np.ndarray:
+    """Targets Y (n_pairs, m) under `n` QAP permutations of their tasks: (N, n_pairs, m).
+
+    NaN where a pair has no target in the other's place.
+    """
+    return permuted(square(Y, ends), ends, permutations(ends, n, seed, stream))
+
+
+# ---- Bootstrap of tasks, and of folds -----------------------------------------------------------
 
 
 def task_weights(ends: np.ndarray, n: int, seed: int = 0) -> np.ndarray:
@@ -46,6 +85,24 @@ def task_weights(ends: np.ndarray, n: int, seed: int = 0) -> np.ndarray:
         times = np.bincount(rng.integers(len(tasks), size=len(tasks)), minlength=len(tasks))
         out[k] = times[position[:, 0]] * times[position[:, 1]]
     return out
+
+
+def drawn_means(weights: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Weighted mean of y (n,) in each bootstrap sample of weights (N, n): (at most N,).
+
+    A sample without any of the units (of pairs: one task alone) is left out.
+    """
+    total = weights.sum(axis=1)
+    kept = total > 0
+    return weights[kept] @ y / total[kept]
+
+
+def bootstrap_mean(y: np.ndarray, ends: np.ndarray, draws: int = 2000, seed: int = 0) -> np.ndarray:
+    """Mean of y (n_pairs,) over the pairs of each bootstrap sample of tasks, (draws,).
+
+    Tasks, not pairs, are what could have been others: pairs that share a task are dependent.
+    """
+    return drawn_means(task_weights(ends, draws, seed), y)
 
 
 def bootstrap_r(
@@ -65,39 +122,6 @@ def interval(draws: np.ndarray, level: float = 0.95) -> tuple[np.ndarray, np.nda
     """Percentile interval of bootstrap draws along the first axis."""
     tail = (1 - level) / 2
     return np.nanquantile(draws, tail, axis=0), np.nanquantile(draws, 1 - tail, axis=0)
-
-
-def holm(p: np.ndarray) -> np.ndarray:
-    """Holm's step-down adjusted p-values (family-wise error over the methods)."""
-    p = np.asarray(p, dtype=np.float64)
-    order = np.argsort(p, kind="stable")
-    stepped = np.maximum.accumulate(p[order] * (len(p) - np.arange(len(p))))
-    out = np.empty_like(p)
-    out[order] = np.minimum(stepped, 1.0)
-    return out
-
-
-def benjamini_hochberg(p: np.ndarray) -> np.ndarray:
-    """Benjamini and Hochberg's adjusted p-values (false discovery rate over the methods)."""
-    p = np.asarray(p, dtype=np.float64)
-    order = np.argsort(p, kind="stable")[::-1]
-    stepped = np.minimum.accumulate(p[order] * len(p) / np.arange(len(p), 0, -1))
-    out = np.empty_like(p)
-    out[order] = np.minimum(stepped, 1.0)
-    return out
-
-
-def permutations(n_tasks: int, n: int, seed: int = 0) -> np.ndarray:
-    """`n` random renamings of the tasks, (N, T)."""
-    rng = np.random.default_rng([seed, 1])
-    return (
-        np.stack([rng.permutation(n_tasks) for _ in range(n)]) if n else np.empty((0, n_tasks), int)
-    )
-
-
-def relabelled(cube: np.ndarray, ends: np.ndarray, orders: np.ndarray) -> np.ndarray:
-    """What each pair's target is once task k is called orders[k]: (N, n_pairs, m)."""
-    return cube[orders[:, ends[:, 0]], orders[:, ends[:, 1]]]
 
 
 def fold_sd(values: np.ndarray) -> np.ndarray:
@@ -124,16 +148,28 @@ def fold_interval(
     return low, high
 
 
-def beyond(observed: np.ndarray, null: np.ndarray) -> pd.DataFrame:
-    """p = (1 + #{null >= observed}) / (1 + N), null_mean, null_95 for (m,) and (N, m)."""
-    if not len(null):
-        return pd.DataFrame({k: np.full(len(observed), np.nan) for k in NULL})
-    p = (1 + (null >= observed - 1e-12).sum(axis=0)) / (1 + len(null))
-    values = (p, null.mean(axis=0), np.quantile(null, 0.95, axis=0))
-    return pd.DataFrame(dict(zip(NULL, values, strict=True)))
+# ---- Summaries over methods --------------------------------------------------------------------
+
+
+def holm(p: np.ndarray) -> np.ndarray:
+    """Holm's step-down adjusted p-values (family-wise error over the methods)."""
+    p = np.asarray(p, dtype=np.float64)
+    order = np.argsort(p, kind="stable")
+    stepped = np.maximum.accumulate(p[order] * (len(p) - np.arange(len(p))))
+    out = np.empty_like(p)
+    out[order] = np.minimum(stepped, 1.0)
+    return out
 
 
 NULL = ("p", "null_mean", "null_95")
+
+
+def beyond(observed: np.ndarray, null: np.ndarray) -> pd.DataFrame:
+    """`permutation_p`, mean and 95 % point of the null: p, null_mean, null_95 for (m,), (N, m)."""
+    if not len(null):
+        return pd.DataFrame({k: np.full(len(observed), np.nan) for k in NULL})
+    values = (permutation_p(observed, null), null.mean(axis=0), np.quantile(null, 0.95, axis=0))
+    return pd.DataFrame(dict(zip(NULL, values, strict=True)))
 
 
 def with_mean(values: np.ndarray) -> np.ndarray:

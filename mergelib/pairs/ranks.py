@@ -4,7 +4,7 @@ import numpy as np
 from scipy.stats import rankdata
 
 from mergelib.pairs.correlation import constant, pearson
-from mergelib.pairs.inference import relabellings, task_weights
+from mergelib.pairs.inference import permuted_targets, task_weights
 
 
 def rho(a: np.ndarray, b: np.ndarray) -> np.ndarray:
@@ -40,11 +40,11 @@ def bootstrap_rho(
 def qap_rho(
     x: np.ndarray, y: np.ndarray, ends: np.ndarray, draws: int = 500, seed: int = 0
 ) -> np.ndarray:
-    """rho of x and y (n,) with the tasks of y renamed, (draws,).
+    """rho of x and y (n,) under QAP permutations of the tasks of y, (draws,).
 
-    Pairs that have no y under their new name are left out of a draw. Source: Krackhardt (1988).
+    Pairs without y in the other's place are left out of a draw. Source: Krackhardt (1988).
     """
-    moved = relabellings(y[:, None], ends, draws, seed)[..., 0]
+    moved = permuted_targets(y[:, None], ends, draws, seed)[..., 0]
     inside = ~np.isnan(moved)
     a, b = (rankdata(np.where(inside, v, np.inf), axis=1) for v in (x, moved))  # absent ones last
     return pearson(a, b, inside, axis=1)

@@ -1,63 +1,53 @@
-"""The targets of all pairs of tasks as a cube, whether or not their metrics are known.
+"""The targets that a forecast may be of, and additive task effects.
 
-Relabelling tasks asks for the target of every pair, so it draws from here: a pair that lacks a
-metric may well have been merged.
+QAP permutations of the tasks ask for the target of every pair, so they draw from a cube of all
+merged pairs: a pair that lacks a metric may well have been merged.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 
 from mergelib.core.errors import MergelibError
-from mergelib.core.registry import unknown
-from mergelib.pairs.inference import permutations, relabelled
-from mergelib.pairs.tables import Pairs, Tables, by_method, normalized, raw
+from mergelib.core.registry import Registry, unknown
+from mergelib.pairs.inference import permutations, permuted
+from mergelib.pairs.tables import KEYS, Pairs, Tables, check_once, normalized, outcomes, raw
+
+Function = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
 
 
-def outcome_cube(
-    merges: pd.DataFrame,
-    tasks: Sequence[str],
-    methods: Sequence[str],
-    target: str = "normalized",
-    fill: bool = False,
-) -> np.ndarray:
-    """(T, T, m), symmetric: a target of every pair, NaN on the diagonal and where not merged.
+@dataclass(frozen=True)
+class Target:
+    """One target: a function of accuracy (n, m, 2), single (n, m, 2) and ends (n, 2) -> (n, m).
 
-    Targets as in `predict.targets`, the residual (of normalized accuracy) from effects fitted to
-    all merged pairs of a method. With `fill`, for null draws only, a pair that was never merged
-    takes its additive task effects. Raises MergelibError for an unknown target, method or task.
+    `effects`: whether additive task effects are part of it, so that they stand in for a pair that
+    was never merged; without them 0 does.
     """
-    if target not in TARGETS:
-        raise MergelibError(unknown("target", target, TARGETS))
-    wide = by_method(merges, "raw" if target == "raw" else "normalized")
-    for method in methods:
-        if method not in wide:
-            raise MergelibError(unknown("method", method, wide.columns))
-    place = {task: k for k, task in enumerate(tasks)}
-    ends = np.array([(place.get(a, -1), place.get(b, -1)) for a, b in wide.index])
-    known = (ends >= 0).all(axis=1)
-    cube = np.full((len(tasks), len(tasks), len(methods)), np.nan)
-    every = np.stack(np.triu_indices(len(tasks), k=1), axis=1)
-    for k, method in enumerate(methods):
-        y = wide[method].to_numpy(np.float64)
-        kept = known & ~np.isnan(y)
-        pairs, y = ends[kept], y[kept]
-        design = additive_design(pairs, len(tasks))
-        effects = np.linalg.lstsq(design, y, rcond=None)[0]
-        if target == "residual":
-            y, effects = y - design @ effects, np.zeros(len(tasks))
-        if fill:
-            _put(cube[..., k], every, effects[every].sum(axis=1))
-        _put(cube[..., k], pairs, y)
-    return cube
+
+    name: str
+    effects: bool
+    reference: str
+    function: Function
 
 
-def _put(square: np.ndarray, ends: np.ndarray, values: np.ndarray) -> None:
-    square[ends[:, 0], ends[:, 1]] = square[ends[:, 1], ends[:, 0]] = values
+TARGETS: Registry[Target] = Registry("target", group="mergelib.targets")
 
 
-TARGETS = ("raw", "normalized", "residual")
+def new_target(
+    name: str, effects: bool = True, reference: str = ""
+) -> Callable[[Function], Function]:
+    """Register a target under a name; see `Target`."""
+
+    def register(function: Function) -> Function:
+        TARGETS.add(Target(name, effects, reference, function))
+        return function
+
+    return register
+
+
+# ---- Additive task effects ----------------------------------------------------------------------
 
 
 def additive_design(ends: np.ndarray, n_tasks: int) -> np.ndarray:
@@ -69,6 +59,16 @@ def additive_design(ends: np.ndarray, n_tasks: int) -> np.ndarray:
     return design
 
 
+def additive_fit(y: np.ndarray, ends: np.ndarray, n_tasks: int) -> tuple[np.ndarray, np.ndarray]:
+    """Task effects e (T, ...) of y (n, ...) and what they leave, y_ij - (e_i + e_j), (n, ...).
+
+    By least squares, of least norm where the pairs do not determine e.
+    """
+    design = additive_design(ends, n_tasks)
+    effects = np.linalg.lstsq(design, y, rcond=None)[0]
+    return effects, y - design @ effects
+
+
 def residual(y: np.ndarray, ends: np.ndarray) -> np.ndarray:
     """What additive task effects leave of y: y_ij - (e_i + e_j), e by least squares, (n, m).
 
@@ -77,9 +77,41 @@ def residual(y: np.ndarray, ends: np.ndarray) -> np.ndarray:
     *baseline* is fitted on the training pairs alone; against this target its r is near -1 by
     construction, since a task's residuals sum to 0: what training holds of them, the test lacks.
     """
-    design = additive_design(ends, int(ends.max()) + 1)
-    effects = np.linalg.lstsq(design, y, rcond=None)[0]
-    return y - design @ effects
+    return additive_fit(y, ends, int(ends.max()) + 1)[1]
+
+
+def explained(y: np.ndarray, left: np.ndarray) -> float:
+    """R²: the share of the variance of y (n,) that is not `left`; NaN if y is constant."""
+    spread = np.sum((y - y.mean()) ** 2)
+    return float(1 - np.sum(left**2) / spread) if spread else np.nan
+
+
+def additive_share(y: np.ndarray, ends: np.ndarray) -> float:
+    """Share of the variance of y (n,) that additive task effects explain, y_ij ≈ e_i + e_j: R².
+
+    Noise alone would give (T − 1) / (n − 1) on average, with T tasks and n pairs.
+    """
+    return explained(y, residual(y[:, None], ends))
+
+
+# ---- The targets --------------------------------------------------------------------------------
+
+
+@new_target("raw", reference="the released fits")
+def _raw(accuracy: np.ndarray, single: np.ndarray, ends: np.ndarray) -> np.ndarray:
+    return raw(accuracy)
+
+
+@new_target("normalized", reference="arXiv 2601.22285, section 4")
+def _normalized(accuracy: np.ndarray, single: np.ndarray, ends: np.ndarray) -> np.ndarray:
+    if not (single > 0).all():
+        raise MergelibError("merges table: single_a and single_b must be above 0 to normalize by")
+    return normalized(accuracy, single)
+
+
+@new_target("residual", effects=False, reference="this library")
+def _residual(accuracy: np.ndarray, single: np.ndarray, ends: np.ndarray) -> np.ndarray:
+    return residual(_normalized(accuracy, single, ends), ends)
 
 
 def target(pairs: Pairs, name: str, base: str = "normalized") -> np.ndarray:
@@ -87,34 +119,75 @@ def target(pairs: Pairs, name: str, base: str = "normalized") -> np.ndarray:
 
     Raises MergelibError for an unknown target and for a single-task accuracy that is not positive.
     """
-    if name not in TARGETS:
-        raise MergelibError(unknown("target", name, TARGETS))
-    if name == "raw":
-        return raw(pairs.accuracy)
-    if name == "residual" and base == "raw":
-        return residual(raw(pairs.accuracy), pairs.ends)
-    if not (pairs.single > 0).all():
-        raise MergelibError("merges table: single_a and single_b must be above 0 to normalize by")
-    y = normalized(pairs.accuracy, pairs.single)
-    return residual(y, pairs.ends) if name == "residual" else y
+    row = TARGETS[name]
+    of = TARGETS[base] if name == "residual" else row
+    y = of.function(pairs.accuracy, pairs.single, pairs.ends)
+    return residual(y, pairs.ends) if of is not row else y
 
 
-# ---- Scores beside their nulls ------------------------------------------------------------------
+def outcome_cube(
+    merges: pd.DataFrame,
+    tasks: Sequence[str],
+    methods: Sequence[str],
+    target: str = "normalized",
+    fill: bool = False,
+) -> np.ndarray:
+    """(T, T, m), symmetric: a target of every pair, NaN on the diagonal and where not merged.
+
+    Of the residual the effects are fitted to all merged pairs of a method. With `fill`, for null
+    draws only, a pair that was never merged takes its additive task effects. Raises MergelibError
+    for an unknown target, method or task, and if a pair and method come twice.
+    """
+    row = TARGETS[target]
+    check_once(outcomes(merges))
+    known = list(dict.fromkeys(merges["method"]))
+    place = {task: k for k, task in enumerate(tasks)}
+    index = pd.MultiIndex.from_frame(merges[KEYS].drop_duplicates())
+    ends = np.array([(place.get(a, -1), place.get(b, -1)) for a, b in index])
+    cube = np.full((len(tasks), len(tasks), len(methods)), np.nan)
+    every = np.stack(np.triu_indices(len(tasks), k=1), axis=1)
+    for k, method in enumerate(methods):
+        if method not in known:
+            raise MergelibError(unknown("method", method, known))
+        of = merges[merges["method"] == method].set_index(KEYS).reindex(index)
+        accuracy, single = (
+            of[[f"{stem}_a", f"{stem}_b"]].to_numpy(np.float64) for stem in ("acc", "single")
+        )
+        kept = (ends >= 0).all(axis=1) & ~np.isnan(accuracy).any(axis=1)
+        pairs = ends[kept]
+        y = row.function(accuracy[kept, None], single[kept, None], pairs)[:, 0]
+        if fill:
+            effects = np.zeros(len(tasks))
+            if row.effects:
+                effects = additive_fit(y, pairs, len(tasks))[0]
+            _put(cube[..., k], every, effects[every].sum(axis=1))
+        _put(cube[..., k], pairs, y)
+    return cube
+
+
+def _put(square: np.ndarray, ends: np.ndarray, values: np.ndarray) -> None:
+    square[ends[:, 0], ends[:, 1]] = square[ends[:, 1], ends[:, 0]] = values
 
 
 def targets_of(
-    tables: Tables, pairs: Pairs, targets: Sequence[str] = TARGETS, relabel: int = 0, seed: int = 0
+    tables: Tables,
+    pairs: Pairs,
+    targets: Iterable[str] = TARGETS,
+    relabel: int = 0,
+    seed: int = 0,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Targets (n, T m) side by side, and those of `relabel` renamings of the tasks (N, n, T m).
+    """Targets (n, T m) side by side, and their `relabel` QAP permutations (N, n, T m).
 
-    All targets and methods see the same renamings. In the renamings alone a pair that a method
-    never merged takes its additive task effects, so that no pair is without a target.
+    All targets (by default every registered one) and methods see the same permutations. In them
+    alone a pair that a method never merged takes its additive task effects, so that no pair is
+    without a target.
     """
+    names = list(targets)
     cubes = [
         np.concatenate(
-            [outcome_cube(tables.merges, pairs.tasks, pairs.methods, t, fill) for t in targets], -1
+            [outcome_cube(tables.merges, pairs.tasks, pairs.methods, t, fill) for t in names], -1
         )
         for fill in (False, True)
     ]
     y = cubes[0][pairs.ends[:, 0], pairs.ends[:, 1]]
-    return y, relabelled(cubes[1], pairs.ends, permutations(len(pairs.tasks), relabel, seed))
+    return y, permuted(cubes[1], pairs.ends, permutations(len(pairs.tasks), relabel, seed))

@@ -13,8 +13,11 @@ from mergelib.core.store import read_json
 
 def top_overlap(a: Mapping[str, float], b: Mapping[str, float], k: int = 5) -> float:
     """|top_k(a) & top_k(b)| / k, the top by absolute mean coefficient."""
-    tops = [set(sorted(c, key=lambda m, c=c: -abs(c[m]))[:k]) for c in (a, b)]
-    return len(tops[0] & tops[1]) / k
+    return len(_top(a, k) & _top(b, k)) / k
+
+
+def _top(fit: Mapping[str, float], k: int) -> set[str]:
+    return set(sorted(fit, key=lambda metric: -abs(fit[metric]))[:k])
 
 
 def sign_agreement(a: Mapping[str, float], b: Mapping[str, float], tiny: float = 1e-10) -> float:
@@ -45,21 +48,18 @@ def agreement(fits: Mapping[str, Mapping[str, float]], k: int = 5) -> dict[str, 
             )
     if len(fits[names[0]]) < k:
         raise MergelibError(f"top-{k} overlap needs at least {k} metrics")
-    pairs = [
-        {
-            "a": a,
-            "b": b,
-            "top5_overlap": top_overlap(fits[a], fits[b], k),
-            "sign_agreement": sign_agreement(fits[a], fits[b]),
-        }
-        for a, b in combinations(names, 2)
-    ]
-    signs = [p["sign_agreement"] for p in pairs if not np.isnan(p["sign_agreement"])]
+    both = list(combinations(names, 2))
+    overlaps = [top_overlap(fits[a], fits[b], k) for a, b in both]
+    signs = [sign_agreement(fits[a], fits[b]) for a, b in both]
+    defined = [value for value in signs if not np.isnan(value)]
     return {
-        "top5_overlap": float(np.mean([p["top5_overlap"] for p in pairs])),
-        "sign_agreement": float(np.mean(signs)) if signs else float("nan"),
+        "top5_overlap": float(np.mean(overlaps)),
+        "sign_agreement": float(np.mean(defined)) if defined else float("nan"),
         "n_methods": len(names),
-        "pairs": pairs,
+        "pairs": [
+            {"a": a, "b": b, "top5_overlap": overlap, "sign_agreement": sign}
+            for (a, b), overlap, sign in zip(both, overlaps, signs, strict=True)
+        ],
     }
 
 
@@ -78,10 +78,9 @@ def read_fit(path: Path) -> dict[str, float]:
                 m: c.get("mean") if isinstance(c, dict) else c
                 for m, c in held["coefficients"].items()
             }
-    numbers = found and all(
+    if not found or not all(
         isinstance(v, (int, float)) and not isinstance(v, bool) for v in found.values()
-    )
-    if not numbers:
+    ):
         raise MergelibError(
             f"{path} holds no coefficients: give a released *_results.json (average_coefficients) "
             "or the output of mergelib fit --json (coefficients)"

@@ -20,9 +20,9 @@ def collinear_groups(
     centered = X - X.mean(axis=0)
     spread = np.sqrt((centered**2).mean(axis=0))
     constant = spread <= 1e-12 * np.abs(X).max(axis=0)
-    groups = [(names[k],) for k in np.flatnonzero(constant)]
-    kept = np.flatnonzero(~constant)
-    if not len(kept):
+    groups: list[tuple[str, ...]] = [(names[k],) for k in np.flatnonzero(constant).tolist()]
+    kept = np.flatnonzero(~constant).tolist()
+    if not kept:
         return groups
     _, s, vt = np.linalg.svd(centered[:, kept] / spread[kept], full_matrices=True)
     rank = int((s > tolerance * s[0]).sum())

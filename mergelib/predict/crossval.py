@@ -3,26 +3,22 @@
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from mergelib.core.errors import MergelibError
 from mergelib.pairs.correlation import pearson
-from mergelib.predict.folds import Linear, RidgeFolds, ols_folds
-from mergelib.predict.predictors import GRIDS, check_predictor, estimator, strength
+from mergelib.predict.folds import Linear, Problem
+from mergelib.predict.predictors import PREDICTORS, strength
 from mergelib.predict.splits import inner_task_folds
-from mergelib.published.predictors import adam
-from mergelib.published.predictors.greedy import greedy_folds
-from mergelib.published.predictors.mlp import mlp_folds
-
-RECIPES = {"paper-l1": adam.L1, "paper-dense": adam.DENSE, "paper-mse": adam.MSE}
 
 
 @dataclass(frozen=True)
 class Held:
     """prediction (F, n, m): every fold's forecast of every pair (read it on the test rows);
-    coef (F, m, p) on the metrics scaled to [-1, 1], None for the network; alpha: the strength,
-    (F, m) if chosen."""
+    coef (F, m, p) on the metrics scaled to [-1, 1], None where a predictor has none; alpha: the
+    strength, (F, m) if chosen."""
 
     prediction: np.ndarray
     coef: np.ndarray | None
@@ -46,50 +42,29 @@ def fit_folds(
     test: np.ndarray,
     alpha=None,
     seeds: np.ndarray | None = None,
-    ridge: RidgeFolds | None = None,
+    shared: Any = None,
 ) -> Linear:
     """Fit a linear predictor on X (n, p), Y (n, m) in all folds; masks train, test are (F, n).
 
-    Ridge, least squares and the Adam recipes run batched and agree with fitting
-    `estimator(name)` fold by fold, which is what the others do (the published squared-error
-    recipe apart: it scales on all pairs and stops on the test pairs, as released).
-    `alpha`: a number, or (F, m).
+    A predictor's `folds` agree with fitting `estimator(name)` fold by fold, which is what is done
+    for the others (the published squared-error recipe apart: it scales on all pairs and stops on
+    the test pairs, as released). `alpha`: a number, or (F, m). `shared`: what its `prepare` made
+    of X. Raises MergelibError for a predictor without coefficients.
     """
-    if name == "paper-mlp":
-        raise MergelibError("paper-mlp has no coefficients: cross-validate it within one setting")
+    made = _fit(name, X, Y, train, test, alpha, seeds, shared)
+    if not isinstance(made, Linear):
+        raise MergelibError(f"{name} has no coefficients: cross-validate it within one setting")
+    return made
+
+
+def _fit(name, X, Y, train, test, alpha, seeds, shared) -> Linear | np.ndarray:
+    """A linear predictor of every fold, or the predictions (F, n, m) of another."""
+    row = PREDICTORS[name]
     if np.ndim(alpha) == 0:
         alpha = strength(name, alpha)
-    if name == "ridge":
-        return (ridge or RidgeFolds(X)).fit(Y, train, alpha)
-    if name == "ols":
-        return ols_folds(X, Y, train)
     if seeds is None:
         seeds = fold_seeds(0, [str(k) for k in range(Y.shape[1])], len(train))
-    if name in ("paper-forward", "paper-backward"):
-        return greedy_folds(name.removeprefix("paper-"), X, Y, train, seeds)
-    if name in RECIPES:
-        return adam.fit_folds(
-            RECIPES[name], X, Y, train, test, seeds, 0.0 if alpha is None else alpha
-        )
-    return _one_by_one(check_predictor(name), X, Y, train, alpha)
-
-
-def _one_by_one(name, X, Y, train, alpha) -> Linear:
-    f, m, p = len(train), Y.shape[1], X.shape[1]
-    low, span = np.empty((f, p)), np.empty((f, p))
-    coef, intercept = np.empty((f, m, p)), np.empty((f, m))
-    strengths = np.broadcast_to(alpha, (f, m))
-    for k, rows in enumerate(train):
-        for j in range(m):
-            value = strengths[k, j]
-            if name == "pls":
-                value = max(1, min(value, rows.sum() - 1, p))
-            scale, last = estimator(name, value).fit(X[rows], Y[rows, j])[:]
-            low[k], span[k] = scale.data_min_, 2.0 / scale.scale_
-            coef[k, j] = np.ravel(last.coef_)
-            at_zero = np.ravel(last.predict(np.zeros((1, p))))[0]
-            intercept[k, j] = at_zero
-    return Linear(low, span, coef, intercept)
+    return row.folds(Problem(X, Y, train, test, seeds, shared), alpha)
 
 
 def choose_alpha(
@@ -99,15 +74,16 @@ def choose_alpha(
     ends: np.ndarray,
     train: np.ndarray,
     seeds: np.ndarray | None = None,
-    ridge: RidgeFolds | None = None,
+    shared: Any = None,
 ) -> np.ndarray:
     """The strength of each fold and method, (F, m), chosen inside the fold's training pairs.
 
     Leave-one-task-out over the training tasks; of the grid the strength with the least sum of
-    squared inner errors, or, for the Pearson recipes, whose scale means nothing, the highest mean
-    inner r. No test pair is looked at.
+    squared inner errors, or, where the forecast's scale means nothing (the Pearson recipes), the
+    highest mean inner r. No test pair is looked at.
     """
-    if name not in GRIDS:
+    row = PREDICTORS[name]
+    if not row.grid:
         raise MergelibError(f"predictor {name!r} has no strength to choose: leave --alpha out")
     f, m = len(train), Y.shape[1]
     inner_train, inner_test = inner_task_folds(ends, train)
@@ -115,19 +91,19 @@ def choose_alpha(
     usable = (inner_train.sum(-1) >= 2) & (inner_test.sum(-1) >= 1)
     inner_train, inner_test = inner_train[usable], inner_test[usable]
     owner = np.repeat(np.arange(f), t).reshape(f, t)[usable]
-    grid = GRIDS[name]
-    error = np.zeros((len(grid), f, m))
+    error = np.zeros((len(row.grid), f, m))
     inner_seeds = None if seeds is None else seeds[owner]
-    for g, alpha in enumerate(grid):
-        model = fit_folds(name, X, Y, inner_train, inner_test, alpha, inner_seeds, ridge)
-        forecast, inside = model.predict(X), inner_test[..., None]
-        if name in RECIPES:
+    for g, alpha in enumerate(row.grid):
+        made = _fit(name, X, Y, inner_train, inner_test, alpha, inner_seeds, shared)
+        forecast = made.predict(X) if isinstance(made, Linear) else made
+        inside = inner_test[..., None]
+        if row.by_r:
             r = pearson(forecast, Y, np.broadcast_to(inside, forecast.shape), axis=1)
             np.add.at(error[g], owner, -np.nan_to_num(r))
         else:
             miss = np.where(inside, forecast - Y, 0.0)
             np.add.at(error[g], owner, (miss**2).sum(axis=1))
-    return np.asarray(grid)[error.argmin(axis=0)]
+    return np.asarray(row.grid)[error.argmin(axis=0)]
 
 
 def held_out(
@@ -139,19 +115,16 @@ def held_out(
     test: np.ndarray,
     alpha=None,
     seeds: np.ndarray | None = None,
-    ridge: RidgeFolds | None = None,
+    shared: Any = None,
 ) -> Held:
     """Predictions and coefficients of all folds; `alpha="auto"` chooses the strength by nesting."""
-    check_predictor(name)
     if isinstance(alpha, str):
         if alpha != "auto":
             raise MergelibError(f"--alpha {alpha!r}: give a number or auto")
-        alpha = choose_alpha(name, X, Y, ends, train, seeds, ridge)
-    elif alpha is None:
-        alpha = strength(name, None)
-    if name == "paper-mlp":
-        if seeds is None:
-            seeds = fold_seeds(0, [str(k) for k in range(Y.shape[1])], len(train))
-        return Held(mlp_folds(X, Y, train, test, seeds), None, None)
-    model = fit_folds(name, X, Y, train, test, alpha, seeds, ridge)
-    return Held(model.predict(X), model.coef, alpha)
+        alpha = choose_alpha(name, X, Y, ends, train, seeds, shared)
+    elif np.ndim(alpha) == 0:
+        alpha = strength(name, alpha)
+    made = _fit(name, X, Y, train, test, alpha, seeds, shared)
+    if isinstance(made, Linear):
+        return Held(made.predict(X), made.coef, alpha)
+    return Held(made, None, alpha)

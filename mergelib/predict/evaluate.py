@@ -8,7 +8,7 @@ import pandas as pd
 
 from mergelib.core.errors import MergelibError
 from mergelib.pairs import inference
-from mergelib.pairs.correlation import mean_defined, score, spearman_folds
+from mergelib.pairs.correlation import mean_defined, pooled, score, spearman_folds
 from mergelib.pairs.covariates import with_task_covariates
 from mergelib.pairs.tables import Pairs, assemble
 from mergelib.pairs.targets import target as target_of
@@ -17,7 +17,7 @@ from mergelib.predict import qap as qap_module
 from mergelib.predict.collinear import collinear_groups
 from mergelib.predict.crossval import fold_seeds, held_out
 from mergelib.predict.qap import STATISTICS
-from mergelib.predict.splits import HEADLINE, fold_masks, splitter
+from mergelib.predict.splits import SPLITS, fold_masks, splitter
 from mergelib.predict.transfer import transfer
 
 
@@ -44,74 +44,74 @@ def evaluate(
     """Cross-validate one predictor for one method and report it beside its baselines.
 
     Returns plain Python values, None where a number is undefined: r_fold_mean, r_concatenated,
-    r_pooled (see `scores.score`), rho_fold_mean, n_pairs, n_dropped, folds, coefficients,
+    r_pooled (see `correlation.score`), rho_fold_mean, n_pairs, n_dropped, folds, coefficients,
     baselines, collinear_groups, qap, bootstrap, transfer and what was asked. `task_covariates`
     adds what `tasks` knows before merging. `other` is another setting's metrics and merges, which
     a fit on all pairs of this one forecasts. Raises MergelibError as `assemble` does.
     """
     pairs = assemble(metrics, merges, [method], exclude, keep_incomplete)
-    if task_covariates:
-        if tasks is None:
-            raise MergelibError("task covariates need the tasks table: give --tasks FILE")
-        if other is not None:
-            raise MergelibError("forecasting another setting works on the metrics alone")
-        pairs = with_task_covariates(pairs, tasks)
+    pairs = _with_covariates(pairs, tasks, other) if task_covariates else pairs
     y = target_of(pairs, target, base)
     names, train, test = fold_masks(splitter(split, seed, repeats), pairs.ends, pairs.tasks)
     seeds = fold_seeds(seed, pairs.methods, len(train))
     fit = held_out(predictor, pairs.X, y, pairs.ends, train, test, alpha, seeds)
     result: dict[str, Any] = {
-        "method": method,
-        "target": target,
-        "predictor": predictor,
-        "split": split,
+        **{"method": method, "target": target, "predictor": predictor, "split": split},
         "alpha": _strengths(fit.alpha),
         "seed": seed,
         "metrics": list(pairs.metrics),
         "excluded_categories": list(exclude),
         **summary(fit.prediction, y, test),
-        "n_pairs": len(pairs),
-        "n_dropped": pairs.n_dropped,
-        "n_tasks": len(np.unique(pairs.ends)),
+        **_counts(pairs),
         "folds": _folds(names, train, test, fit.prediction, y),
         "coefficients": {} if fit.coef is None else coefficients(fit.coef[:, 0], pairs.metrics),
-        "baselines": {
-            name: summary(prediction, y, test)
-            for name, prediction in baselines.all_baselines(pairs, y, train, tasks).items()
-        },
+        "baselines": _baselines(pairs, y, train, test, tasks),
         "collinear_groups": [list(group) for group in collinear_groups(pairs.X, pairs.metrics)],
-        "qap": None,
-        "bootstrap": None,
-        "transfer": None,
+        **dict.fromkeys(("qap", "bootstrap", "transfer")),
+        **({"residual_of": base} if target == "residual" else {}),
     }
-    if target == "residual":
-        result["residual_of"] = base
     if qap:
-        null = qap_module.qap(
-            predictor, pairs.X, y, pairs.ends, train, test, qap, alpha, seed, pairs.methods
-        )
-        each = {
-            s: {"p": null.p(s)[0], "null_mean": null.mean(s)[0], "null_95": null.point95(s)[0]}
-            for s in STATISTICS
-        }
-        result["qap"] = {"statistic": HEADLINE[split], "n": qap, **each[HEADLINE[split]], **each}
+        data = (pairs.X, y, pairs.ends, train, test)
+        null = qap_module.qap(predictor, *data, qap, alpha, seed, pairs.methods)
+        result["qap"] = _null(null, SPLITS[split].headline, qap)
     if bootstrap:
         result["bootstrap"] = _bootstrap(fit.prediction, y, test, pairs, bootstrap, seed)
     if other is not None:
         there = assemble(*other, [method], exclude, keep_incomplete)
-        moved = transfer(
-            pairs,
-            y,
-            there,
-            target_of(there, target, base),
-            predictor,
-            alpha,
-            seed,
-            draws=qap,
-        )
-        p = moved.p[0] if qap else None
-        result["transfer"] = {"r": moved.r[0], "n_pairs": len(there), "p": p}
+        to = (there, target_of(there, target, base))
+        result["transfer"] = _transfer(pairs, y, *to, predictor, alpha, seed, qap)
     return plain(result)
+
+
+def _with_covariates(pairs: Pairs, tasks: pd.DataFrame | None, other) -> Pairs:
+    if tasks is None:
+        raise MergelibError("task covariates need the tasks table: give --tasks FILE")
+    if other is not None:
+        raise MergelibError("forecasting another setting works on the metrics alone")
+    return with_task_covariates(pairs, tasks)
+
+
+def _counts(pairs: Pairs) -> dict[str, int]:
+    tasks = len(np.unique(pairs.ends))
+    return {"n_pairs": len(pairs), "n_dropped": pairs.n_dropped, "n_tasks": tasks}
+
+
+def _baselines(pairs: Pairs, y, train, test, tasks) -> dict[str, dict[str, Any]]:
+    made = baselines.all_baselines(pairs, y, train, tasks)
+    return {name: summary(prediction, y, test) for name, prediction in made.items()}
+
+
+def _transfer(pairs, y, there, y_there, predictor, alpha, seed, draws: int) -> dict[str, Any]:
+    moved = transfer(pairs, y, there, y_there, predictor, alpha, seed, draws=draws)
+    return {"r": moved.r[0], "n_pairs": len(there), "p": moved.p[0] if draws else None}
+
+
+def _null(null: qap_module.Qap, headline: str, n: int) -> dict[str, Any]:
+    each = {
+        s: {"p": null.p(s)[0], "null_mean": null.mean(s)[0], "null_95": null.point95(s)[0]}
+        for s in STATISTICS
+    }
+    return {"statistic": headline, "n": n, **each[headline], **each}
 
 
 def summary(prediction: np.ndarray, y: np.ndarray, test: np.ndarray) -> dict[str, Any]:
@@ -157,8 +157,6 @@ def _folds(names, train, test, prediction, y) -> list[dict[str, Any]]:
 
 
 def _bootstrap(prediction, y, test, pairs: Pairs, n: int, seed: int) -> dict[str, Any]:
-    from mergelib.pairs.correlation import pooled
-
     once = pooled(prediction, test)[:, 0]
     held = ~np.isnan(once)
     draws = inference.bootstrap_r(once[held], y[held, 0], pairs.ends[held], n, seed)

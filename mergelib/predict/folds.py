@@ -1,10 +1,24 @@
 """Closed-form fits of all folds and methods at once: scaling, ridge, least squares."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
-from mergelib.pairs.inference import task_weights
+
+@dataclass(frozen=True)
+class Problem:
+    """What is fitted: metrics X (n, p), targets Y (n, m), train and test rows (F, n) of F folds.
+
+    seeds (F, m) of random starts; `shared`: what a predictor's `prepare` made of X, or None.
+    """
+
+    X: np.ndarray
+    Y: np.ndarray
+    train: np.ndarray
+    test: np.ndarray
+    seeds: np.ndarray
+    shared: Any = None
 
 
 @dataclass(frozen=True)
@@ -68,7 +82,7 @@ class RidgeFolds:
         f, p, m = len(train), self.Z.shape[1], Y.shape[1]
         rows = train.astype(np.float64)
         n = rows.sum(axis=1)[:, None]
-        Y = np.where(train.any(axis=0)[:, None], Y, 0.0)
+        Y = np.where(np.any(train, axis=0)[:, None], Y, 0.0)
         center = Y.mean(axis=0)
         Y = Y - center
         low, span = scaling(self.Z, train)
@@ -104,7 +118,7 @@ def ols_folds(X: np.ndarray, Y: np.ndarray, train: np.ndarray) -> Linear:
     Z = scaled(X, low, span)
     n = train.sum(axis=1)
     inside = train[..., None]
-    Y = np.where(train.any(axis=0)[:, None], Y, 0.0)
+    Y = np.where(np.any(train, axis=0)[:, None], Y, 0.0)
     mean_x = np.where(inside, Z, 0.0).sum(axis=1) / n[:, None]
     mean_y = np.where(inside, Y, 0.0).sum(axis=1) / n[:, None]
     Zc = np.where(inside, Z - mean_x[:, None], 0.0)
@@ -116,24 +130,3 @@ def ols_folds(X: np.ndarray, Y: np.ndarray, train: np.ndarray) -> Linear:
         0, 2, 1
     )
     return Linear(low, span, coef, mean_y - (coef * mean_x[:, None]).sum(-1))
-
-
-def bootstrap_coefficients(
-    X: np.ndarray, y: np.ndarray, ends: np.ndarray, alpha: float = 1.0, n: int = 1000, seed: int = 0
-) -> np.ndarray:
-    """Ridge coefficients on metrics scaled to [-1, 1] over all pairs, in each task bootstrap.
-
-    (N, p) for one target y (n_pairs,), with the pairs' bootstrap weights in the sum of squares.
-    """
-    from mergelib.predict.folds import scaled, scaling
-
-    every = np.ones((1, len(y)), dtype=bool)
-    Z = scaled(X, *scaling(X, every))[0]
-    w = task_weights(ends, n, seed)
-    total = w.sum(axis=1)
-    mean_z, mean_y = w @ Z / total[:, None], w @ y / total
-    p = X.shape[1]
-    gram = (w @ (Z[:, :, None] * Z[:, None, :]).reshape(len(Z), -1)).reshape(n, p, p)
-    gram -= total[:, None, None] * mean_z[:, :, None] * mean_z[:, None, :]
-    cross = w @ (Z * y[:, None]) - total[:, None] * mean_z * mean_y[:, None]
-    return np.linalg.solve(gram + alpha * np.eye(p), cross[..., None])[..., 0]

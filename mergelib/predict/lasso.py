@@ -1,24 +1,15 @@
-"""Lasso over all folds of a split, its strength chosen inside each fold's training pairs."""
+"""The lasso path of all folds and targets at once."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import pandas as pd
 from threadpoolctl import threadpool_limits
 
-from mergelib.pairs.correlation import score
-from mergelib.pairs.inference import fold_sd
-from mergelib.pairs.tables import Pairs
-from mergelib.pairs.targets import target as target_of
 from mergelib.predict.folds import scaled, scaling
-from mergelib.predict.splits import fold_masks, inner_task_folds, splitter
 
 # penalties as a share of the least one that leaves no metric
 RATIOS = tuple(float(x) for x in np.logspace(-0.2, -2.2, 9))
-
-
-# ---- The lasso --------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -54,7 +45,7 @@ def lasso_folds(
 
     min_w,c  1/(2n) sum_k (y_k - c - x_k'w)^2 + alpha ||w||_1 at alpha = ratio * alpha_max, where
     alpha_max = max_j |x_j'y| / n (centered) is the least penalty that leaves no metric. At unit
-    prediction variance it is also the maximum of r - penalty ||w||_1 (`exact.lasso_pearson`).
+    prediction variance it is also the maximum of r - penalty ||w||_1.
     Coordinate descent on the Gram matrices of all folds and targets together, each ratio from the
     one before (`ratios` from large to small), until the duality gap is at most `tolerance` of the
     target's sum of squares or `sweeps` are done. Of a metric and its mirror the first is taken.
@@ -63,7 +54,7 @@ def lasso_folds(
     low, span = scaling(X, train)
     Z = scaled(X, low, span)
     n = train.sum(axis=1)
-    Y = np.where(train.any(axis=0)[:, None], Y, 0.0)
+    Y = np.where(np.any(train, axis=0)[:, None], Y, 0.0)
     mean_x = np.where(train[..., None], Z, 0.0).sum(axis=1) / n[:, None]
     mean_y = train.astype(np.float64) @ Y / n[:, None]
     Zc = np.where(train[..., None], Z - mean_x[:, None], 0.0)
@@ -122,77 +113,3 @@ def _descend(gram, cross, penalty, start, tolerance: float, sweeps: int) -> np.n
             G, b, w, slope = G[..., left], b[:, left], w[:, left], slope[:, left]
             curve, inverse = curve[:, left], inverse[:, left]
     return result
-
-
-def choose_ratio(
-    X: np.ndarray,
-    Y: np.ndarray,
-    ends: np.ndarray,
-    train: np.ndarray,
-    ratios: Sequence[float] = RATIOS,
-) -> np.ndarray:
-    """Place in `ratios` of each fold's and target's penalty, (F, m), chosen without its test pairs.
-
-    Leave-one-task-out over the tasks of the fold's training pairs; least sum of squared inner
-    errors. Folds that train on the same pairs are fitted once.
-    """
-    inner_train, inner_test = inner_task_folds(ends, train)
-    usable = (inner_train.sum(-1) >= 2) & (inner_test.sum(-1) >= 1)
-    outer = np.nonzero(usable)[0]
-    distinct, which = np.unique(inner_train[usable], axis=0, return_inverse=True)
-    # a choice among a few penalties needs no more digits than this
-    prediction = lasso_folds(X, Y, distinct, ratios, tolerance=1e-3, sweeps=200).predict(X)
-    error = np.zeros((len(train), Y.shape[1], len(ratios)))
-    for k, place, rows in zip(outer, which.ravel(), inner_test[usable], strict=True):
-        error[k] += ((prediction[place, rows] - Y[rows][..., None]) ** 2).sum(axis=0)
-    return error.argmin(axis=-1)
-
-
-@dataclass(frozen=True)
-class NestedLasso:
-    """The lasso with its penalty chosen inside each fold.
-
-    prediction (F, n, m), coef (F, m, p) on the scaled metrics, ratio (F, m), test (F, n).
-    """
-
-    prediction: np.ndarray
-    coef: np.ndarray
-    ratio: np.ndarray
-    test: np.ndarray
-
-
-def nested_lasso(
-    pairs: Pairs,
-    target: str = "normalized",
-    split: str = "loto",
-    ratios: Sequence[float] = RATIOS,
-    seed: int = 0,
-) -> NestedLasso:
-    """Fit every fold at the penalty that `choose_ratio` finds in its training pairs."""
-    y = target_of(pairs, target)
-    _, train, test = fold_masks(splitter(split, seed), pairs.ends, pairs.tasks)
-    place = choose_ratio(pairs.X, y, pairs.ends, train, ratios)
-    model = lasso_folds(pairs.X, y, train, ratios)
-    prediction = np.take_along_axis(model.predict(pairs.X), place[:, None, :, None], axis=-1)
-    coef = np.take_along_axis(model.coef, place[..., None, None], axis=2)
-    return NestedLasso(prediction[..., 0], coef[:, :, 0], np.asarray(ratios)[place], test)
-
-
-def nested_table(pairs: Pairs, fit: NestedLasso, target: str = "normalized") -> pd.DataFrame:
-    """Per method: r_fold_mean, r_fold_sd, r_concatenated, r_pooled, ratio and n_metrics (medians
-    over the folds), fewest, most."""
-    scores = score(fit.prediction, target_of(pairs, target), fit.test)
-    count = (fit.coef != 0).sum(-1)
-    return pd.DataFrame(
-        {
-            "method": pairs.methods,
-            "r_fold_mean": scores.r_fold_mean,
-            "r_fold_sd": fold_sd(scores.r_folds),
-            "r_concatenated": scores.r_concatenated,
-            "r_pooled": scores.r_pooled,
-            "ratio": np.median(fit.ratio, axis=0),
-            "n_metrics": np.median(count, axis=0),
-            "fewest": count.min(axis=0),
-            "most": count.max(axis=0),
-        }
-    )

@@ -1,4 +1,4 @@
-"""QAP nulls in little time: all relabellings in one fit where the table of pairs is complete."""
+"""QAP nulls in little time: all permutations in one fit where the table of pairs is complete."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -7,13 +7,11 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from mergelib.pairs.correlation import Scores, mean_defined, pearson, score
-from mergelib.pairs.inference import relabellings
-from mergelib.predict.crossval import RECIPES, fit_folds, fold_seeds, held_out
-from mergelib.predict.folds import RidgeFolds
-from mergelib.predict.predictors import strength
+from mergelib.pairs.inference import permutation_p, permuted_targets
+from mergelib.predict.crossval import fit_folds, fold_seeds, held_out
+from mergelib.predict.predictors import PREDICTORS
 
-LINEAR = ("ridge", "ols")  # at a fixed strength a held-out prediction is linear in the targets
-AT_ONCE = 25  # relabellings that one batch of Adam problems holds
+AT_ONCE = 25  # permutations that one batch of problems holds
 
 
 @dataclass(frozen=True)
@@ -24,12 +22,8 @@ class Qap:
     null: dict[str, np.ndarray]
 
     def p(self, name: str) -> np.ndarray:
-        """(1 + #{null >= observed}) / (1 + N) over defined draws, (m,); NaN if not defined."""
-        null, seen = self.null[name], self.observed[name]
-        defined = ~np.isnan(null)
-        reached = (defined & (null >= seen - 1e-12)).sum(axis=0)
-        p = (1 + reached) / (1 + defined.sum(axis=0))
-        return np.where(np.isnan(seen) | ~defined.any(axis=0), np.nan, p)
+        """`permutation_p` of each method, (m,)."""
+        return permutation_p(self.observed[name], self.null[name])
 
     def mean(self, name: str) -> np.ndarray:
         """Mean of the null, (m,)."""
@@ -53,23 +47,24 @@ def batched_qap(
     seed: int = 0,
     methods: tuple[str, ...] | None = None,
 ) -> Qap:
-    """What `inference.qap` returns, in a small part of the time.
+    """What `qap` returns, in a small part of the time.
 
-    Where no pair is missing, a held-out prediction of ridge or least squares is a fixed matrix
-    times the targets, so that all relabellings cost one matrix product; the Adam recipes take the
-    relabelled targets as further problems of one batch. Where pairs are missing, each relabelling
-    trains on other pairs, and ridge alone is hastened. Otherwise, or if a strength is chosen by
-    nesting, this is `inference.qap`.
+    Where no pair is missing and a held-out prediction is a fixed matrix times the targets (ridge,
+    least squares), all permutations cost one matrix product; where they can be further problems
+    of one batch (the Adam recipes), they are. Where pairs are missing, each permutation trains on
+    other pairs, and only predictors whose fits on the same metrics share something are hastened.
+    Otherwise, or if a strength is chosen by nesting, this is `qap`.
     """
-    tasks = len(np.unique(ends))
+    tasks, way = len(np.unique(ends)), PREDICTORS[name].qap
     complete = len(ends) == tasks * (tasks - 1) // 2 and not np.isnan(Y).any()
-    if not complete and name == "ridge" and not isinstance(alpha, str):
-        return _incomplete_ridge(X, Y, ends, train, test, n, strength(name, alpha), seed)
-    if not complete or isinstance(alpha, str) or name not in (*LINEAR, *RECIPES):
+    shared = None if complete else PREDICTORS[name].prepare(X)
+    if shared is not None and not isinstance(alpha, str):
+        return _incomplete(name, shared, X, Y, ends, train, test, n, alpha, seed)
+    if not complete or isinstance(alpha, str) or not way:
         return qap(name, X, Y, ends, train, test, n, alpha, seed, methods)
     fold, pair = np.nonzero(test)
     seeds = fold_seeds(seed, methods or tuple(map(str, range(Y.shape[1]))), len(train))
-    hat = held_out_map(name, X, train, test, alpha) if name in LINEAR else None
+    hat = held_out_map(name, X, train, test, alpha) if way == "map" else None
 
     def run(targets: np.ndarray) -> dict[str, np.ndarray]:
         stacked = targets.transpose(1, 0, 2).reshape(len(ends), -1)
@@ -83,7 +78,7 @@ def batched_qap(
         return {s: found[s].reshape(len(targets), -1) for s in STATISTICS}
 
     observed = run(Y[None])
-    moved = relabellings(Y, ends, n, seed)
+    moved = permuted_targets(Y, ends, n, seed)
     size = max(n, 1) if hat is not None else AT_ONCE
     parts = [run(moved[k : k + size]) for k in range(0, n, size)]
     empty = np.empty((0, Y.shape[1]))
@@ -91,19 +86,19 @@ def batched_qap(
     return Qap({s: observed[s][0] for s in STATISTICS}, null)
 
 
-def _incomplete_ridge(X, Y, ends, train, test, n: int, alpha, seed: int) -> Qap:
-    """`inference.qap` of ridge, which forms the forecasts of the held-out pairs alone."""
-    shared = RidgeFolds(X)
+def _incomplete(name, shared, X, Y, ends, train, test, n: int, alpha, seed: int) -> Qap:
+    """`qap` of a linear predictor, which forms the forecasts of the held-out pairs alone."""
 
     def run(targets: np.ndarray) -> dict[str, np.ndarray]:
         valid = ~np.isnan(targets).any(axis=1)
         inside, outside = train & valid, test & valid
         folds = (inside.sum(axis=1) >= 2) & outside.any(axis=1)
         fold, pair = np.nonzero(outside[folds])
-        forecast = shared.fit(targets, inside[folds], alpha).predict(X)[fold, pair]
+        model = fit_folds(name, X, targets, inside[folds], outside[folds], alpha, shared=shared)
+        forecast = model.predict(X)[fold, pair]
         return _scores(forecast, targets, fold, pair)
 
-    null = [run(targets) for targets in relabellings(Y, ends, n, seed)]
+    null = [run(targets) for targets in permuted_targets(Y, ends, n, seed)]
     return Qap(run(Y), {s: np.array([d[s] for d in null]).reshape(n, -1) for s in STATISTICS})
 
 
@@ -116,12 +111,12 @@ def held_out_map(
     unit vector of targets; a fold's columns of pairs that it does not train on are zero.
     """
     unit = np.eye(len(X))
-    shared = RidgeFolds(X) if name == "ridge" else None
+    shared = PREDICTORS[name].prepare(X)
     rows = []
     for start in range(0, len(train), 20):
         part = slice(start, start + 20)
         # targets outside a fold's training pairs are not looked at
-        model = fit_folds(name, X, unit, train[part], test[part], alpha, ridge=shared)
+        model = fit_folds(name, X, unit, train[part], test[part], alpha, shared=shared)
         rows.append(model.predict(X)[test[part]])
     return np.concatenate(rows)
 
@@ -132,8 +127,8 @@ def _scores(
     """The three r's of predictions (R, K) for targets y (n, K); R test pairs of all folds."""
     every = np.ones((1, 1), dtype=bool)
     long = np.flatnonzero(np.bincount(fold) >= 3)  # fewer have no correlation
-    r = [pearson(prediction[fold == k], y[pair[fold == k]], every, axis=0) for k in long]
-    r = np.array(r).reshape(len(r), prediction.shape[1])
+    each = [pearson(prediction[fold == k], y[pair[fold == k]], every, axis=0) for k in long]
+    r = np.array(each).reshape(len(each), prediction.shape[1])
     held = np.unique(pair)
     mean = (held[:, None] == pair) / np.bincount(pair)[held][:, None]
     return {
@@ -164,16 +159,16 @@ def qap(
     seed: int = 0,
     methods: tuple[str, ...] | None = None,
 ) -> Qap:
-    """QAP null of a cross-validated predictor: tasks relabelled jointly in rows and columns.
+    """QAP null of a cross-validated predictor: tasks permuted jointly in rows and columns.
 
     Each of `n` draws permutes the tasks of the accuracy matrix against the metrics, keeps the
     folds, and repeats the whole fit and test (the choice of strength too). Pairs that have no
-    target under a relabelling are left out of that draw, not filled. Y (n, m): all methods see
-    the same relabellings. Under leave-one-task-out the null is far above zero.
+    target under a permutation are left out of that draw, not filled. Y (n, m): all methods see
+    the same permutations. Under leave-one-task-out the null is far above zero.
     """
     methods = methods or tuple(str(k) for k in range(Y.shape[1]))
     seeds = fold_seeds(seed, methods, len(train))
-    shared = RidgeFolds(X) if name == "ridge" else None
+    shared = PREDICTORS[name].prepare(X)
 
     def run(targets: np.ndarray) -> Scores:
         valid = ~np.isnan(targets).any(axis=1)
@@ -186,7 +181,7 @@ def qap(
 
     observed = run(Y)
     null: dict[str, list[np.ndarray]] = {s: [] for s in STATISTICS}
-    for targets in relabellings(Y, ends, n, seed):
+    for targets in permuted_targets(Y, ends, n, seed):
         scores = run(targets)
         for s in STATISTICS:
             null[s].append(getattr(scores, s))

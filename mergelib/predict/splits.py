@@ -1,13 +1,49 @@
 """scikit-learn splitters over pairs; `groups` is the (n, 2) array of each pair's tasks."""
 
-from collections.abc import Iterator
+import inspect
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 import numpy as np
 from sklearn.model_selection import BaseCrossValidator
 from sklearn.utils import check_random_state
 
 from mergelib.core.errors import MergelibError
-from mergelib.core.registry import unknown
+from mergelib.core.registry import Registry
+
+
+@dataclass(frozen=True)
+class Split:
+    """One split: its splitter's class and the statistic that a QAP p-value is about.
+
+    `spread`: what a 95 % interval draws anew, "folds", "tasks" or, where tables show none, "".
+    """
+
+    name: str
+    headline: str
+    spread: str
+    reference: str
+    splitter: type["PairSplitter"]
+
+
+SPLITS: Registry[Split] = Registry("split", group="mergelib.splits")
+HEADLINE: dict[str, str] = {}  # a split's headline statistic, by name
+
+
+def split(
+    name: str, headline: str, spread: str = "", reference: str = ""
+) -> Callable[[type["PairSplitter"]], type["PairSplitter"]]:
+    """Register a `PairSplitter` under a name; `headline` is a field of `correlation.Scores`.
+
+    Its constructor is given `repeats` and `random_state` if it has such parameters.
+    """
+
+    def register(cls: type["PairSplitter"]) -> type["PairSplitter"]:
+        SPLITS.add(Split(name, headline, spread, reference, cls))
+        HEADLINE[name] = headline
+        return cls
+
+    return register
 
 
 def _ends(groups) -> np.ndarray:
@@ -18,7 +54,7 @@ def _ends(groups) -> np.ndarray:
     return ends
 
 
-class _PairSplitter(BaseCrossValidator):
+class PairSplitter(BaseCrossValidator):
     """Yields train and test indices from boolean masks over the pairs."""
 
     def masks(self, ends: np.ndarray) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
@@ -35,7 +71,8 @@ class _PairSplitter(BaseCrossValidator):
         return sum(1 for _ in self.masks(_ends(groups)))
 
 
-class LeaveOneTaskOut(_PairSplitter):
+@split("loto", "r_fold_mean", spread="folds", reference="arXiv 2601.22285, section 4.1")
+class LeaveOneTaskOut(PairSplitter):
     """One fold per task h: test = pairs that contain h, train = pairs that do not.
 
     The published split (section 4.1 of arXiv 2601.22285). Each test pair's other task is in
@@ -49,7 +86,8 @@ class LeaveOneTaskOut(_PairSplitter):
                 yield str(task), ~test, test
 
 
-class LeaveTwoTasksOut(_PairSplitter):
+@split("l2to", "r_pooled", spread="tasks", reference="arXiv 2601.22285v1, appendix")
+class LeaveTwoTasksOut(PairSplitter):
     """One fold per pair (a, b): test = that pair alone, train = pairs with neither a nor b."""
 
     def masks(self, ends):
@@ -61,7 +99,8 @@ class LeaveTwoTasksOut(_PairSplitter):
                 yield f"{a}+{b}", train, test
 
 
-class DisjointHalves(_PairSplitter):
+@split("halves", "r_fold_mean", reference="this library")
+class DisjointHalves(PairSplitter):
     """Tasks cut at random into two halves, `repeats` times.
 
     Two folds a repeat: train on the pairs inside one half, test on those inside the other, and
@@ -84,22 +123,16 @@ class DisjointHalves(_PairSplitter):
                 yield f"{repeat}b", other, one
 
 
-SPLITS = ("loto", "l2to", "halves")
-
-
-def splitter(name: str, seed: int = 0, repeats: int = 50) -> _PairSplitter:
-    """The splitter of that name: loto, l2to or halves."""
-    if name == "loto":
-        return LeaveOneTaskOut()
-    if name == "l2to":
-        return LeaveTwoTasksOut()
-    if name == "halves":
-        return DisjointHalves(repeats=repeats, random_state=seed)
-    raise MergelibError(unknown("split", name, SPLITS))
+def splitter(name: str, seed: int = 0, repeats: int = 50) -> PairSplitter:
+    """The splitter of that name. Raises MergelibError for an unknown one."""
+    cls = SPLITS[name].splitter
+    given = {"repeats": repeats, "random_state": seed}
+    takes = inspect.signature(cls).parameters
+    return cls(**{key: value for key, value in given.items() if key in takes})
 
 
 def fold_masks(
-    split: _PairSplitter, ends: np.ndarray, tasks: tuple[str, ...] | None = None
+    split: PairSplitter, ends: np.ndarray, tasks: tuple[str, ...] | None = None
 ) -> tuple[list[str], np.ndarray, np.ndarray]:
     """Names, train masks (F, n) and test masks (F, n) of all folds.
 
@@ -124,7 +157,3 @@ def inner_task_folds(ends: np.ndarray, train: np.ndarray) -> tuple[np.ndarray, n
     """Leave-one-task-out inside each outer fold: train and test masks, both (F, T, n)."""
     has = np.array([(ends == task).any(axis=1) for task in np.unique(ends)])
     return train[:, None] & ~has, train[:, None] & has
-
-
-# the statistic that a split's QAP p-value is about
-HEADLINE = {"loto": "r_fold_mean", "l2to": "r_pooled", "halves": "r_fold_mean"}

@@ -6,7 +6,7 @@ import numpy as np
 
 from mergelib.core.errors import MergelibError
 from mergelib.pairs.correlation import pearson
-from mergelib.pairs.inference import relabel
+from mergelib.pairs.inference import permutation_p, permuted_targets
 from mergelib.pairs.tables import Pairs
 from mergelib.predict.crossval import choose_alpha, fit_folds, fold_seeds
 from mergelib.predict.folds import Linear, scaling
@@ -14,7 +14,7 @@ from mergelib.predict.folds import Linear, scaling
 
 @dataclass(frozen=True)
 class Transfer:
-    """prediction (n_to, m) of the other setting's pairs; r (m,); null (N, m) of relabellings."""
+    """prediction (n_to, m) of the other setting's pairs; r (m,); null (N, m) of permutations."""
 
     prediction: np.ndarray
     r: np.ndarray
@@ -22,8 +22,8 @@ class Transfer:
 
     @property
     def p(self) -> np.ndarray:
-        """(1 + #{null >= r}) / (1 + N) per method."""
-        return (1 + (self.null >= self.r - 1e-12).sum(axis=0)) / (1 + len(self.null))
+        """`permutation_p` of each method, (m,)."""
+        return permutation_p(self.r, self.null)
 
 
 def transfer(
@@ -42,7 +42,7 @@ def transfer(
     Both settings may share tasks: what is new is the backbone or optimizer. `rescale` puts the
     other setting's metrics on [-1, 1] by their own range (known before any merge), since raw
     metrics differ in size between backbones; without it the fitted setting's range is kept.
-    `draws` relabels the other setting's tasks against the forecasts (QAP).
+    `draws`: QAP permutations of the other setting's tasks against the forecasts.
 
     Raises MergelibError if the two differ in metrics or methods.
     """
@@ -53,17 +53,12 @@ def transfer(
         alpha = choose_alpha(predictor, fitted.X, y, fitted.ends, train, seeds)
     model = fit_folds(predictor, fitted.X, y, train, ~train, alpha, seeds)
     if rescale:
-        model = Linear(*scaling(other.X, np.ones((1, len(other)), dtype=bool)), model.coef,
-                       model.intercept)  # fmt: skip
+        low, span = scaling(other.X, np.ones((1, len(other)), dtype=bool))
+        model = Linear(low, span, model.coef, model.intercept)
     prediction = model.predict(other.X)[0]
     every = np.ones_like(prediction, dtype=bool)
-    rng = np.random.default_rng([seed, 3])
     null = np.empty((draws, y.shape[1]))
-    present = np.unique(other.ends)
-    for k in range(draws):
-        order = np.arange(int(present.max()) + 1)
-        order[present] = rng.permutation(present)
-        moved = relabel(y_other, other.ends, order)
+    for k, moved in enumerate(permuted_targets(y_other, other.ends, draws, seed, stream=3)):
         valid = ~np.isnan(moved)
         null[k] = pearson(prediction, np.where(valid, moved, 0.0), valid, axis=0)
     return Transfer(prediction, pearson(prediction, y_other, every, axis=0), null)

@@ -17,7 +17,8 @@ import pandas as pd
 from mergelib.core.errors import MergelibError
 from mergelib.core.registry import unknown
 from mergelib.core.store import file_digest, read_json
-from mergelib.pairs.tables import FINAL_METHODS, Tables
+from mergelib.metrics.registry import published_metrics
+from mergelib.pairs.tables import FINAL_METHODS, Tables, identical
 
 REPOSITORY = "Rose-STL-Lab/demystifying-mergeability"
 COMMIT = "d8068e73"
@@ -57,7 +58,8 @@ TASKS: dict[str, tuple[str, str, int, int, int]] = {
 }
 
 
-def _root(source: Path) -> Path:
+def checkout(source: Path) -> Path:
+    """The folder, checked to hold results. Raises MergelibError if not."""
     root = Path(source)
     if not (root / "results").is_dir():
         raise MergelibError(
@@ -88,13 +90,15 @@ def find_checkout(given: str | Path = "", root: str | Path = ".") -> Path:
     )
 
 
-def _setting(name: str) -> str:
+def known_setting(name: str) -> str:
+    """The name, checked. Raises MergelibError for an unknown setting."""
     if name not in BACKBONES:
         raise MergelibError(unknown("setting", name, SETTINGS))
     return name
 
 
-def shape(path: Path, what: str) -> MergelibError:
+def misshapen(path: Path, what: str) -> MergelibError:
+    """The error for a file that is not as released."""
     return MergelibError(f"{path} is not of the released shape: {what}; check it out again")
 
 
@@ -103,7 +107,7 @@ def _number(path: Path, where: str, value: Any) -> float:
     if value is None:
         return math.nan
     if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise shape(path, f"{where} is {value!r} where a number or null belongs")
+        raise misshapen(path, f"{where} is {value!r} where a number or null belongs")
     return float(value) if math.isfinite(value) else math.nan
 
 
@@ -113,8 +117,6 @@ def _pairs(tasks: Sequence[str]) -> list[tuple[str, str]]:
 
 def metric_names() -> list[str]:
     """The 28 metrics in published category order."""
-    from mergelib.metrics.registry import published_metrics
-
     return published_metrics()
 
 
@@ -128,10 +130,10 @@ def read_metrics(path: Path, historic: bool = False) -> pd.DataFrame:
     path = Path(path)
     held = read_json(path)
     if not isinstance(held, dict) or not isinstance(held.get("metrics"), dict):
-        raise shape(path, "no map `metrics`")
+        raise misshapen(path, "no map `metrics`")
     tasks = held.get("datasets")
     if not isinstance(tasks, list) or not all(isinstance(t, str) for t in tasks):
-        raise shape(path, "no list `datasets` of task names")
+        raise misshapen(path, "no list `datasets` of task names")
     expected = _pairs(tasks)
     columns: dict[str, list[float]] = {}
     for name in [*metric_names(), *([HISTORIC] if historic else [])]:
@@ -140,10 +142,10 @@ def read_metrics(path: Path, historic: bool = False) -> pd.DataFrame:
         entry = held["metrics"][name]
         values = entry.get("pairs") if isinstance(entry, dict) else None
         if not isinstance(values, dict):
-            raise shape(path, f"metric {name} has no map `pairs`")
+            raise misshapen(path, f"metric {name} has no map `pairs`")
         absent = [f"{a}__{b}" for a, b in expected if f"{a}__{b}" not in values]
         if absent or len(values) != len(expected):
-            raise shape(
+            raise misshapen(
                 path,
                 f"metric {name} holds {len(values)} pairs of {len(expected)}"
                 + (f", without {absent[0]}" if absent else ""),
@@ -152,7 +154,7 @@ def read_metrics(path: Path, historic: bool = False) -> pd.DataFrame:
             _number(path, f"{name} of {a}__{b}", values[f"{a}__{b}"]) for a, b in expected
         ]
     if not columns:
-        raise shape(path, "none of the 28 metrics")
+        raise misshapen(path, "none of the 28 metrics")
     keys = {"task_a": [a for a, _ in expected], "task_b": [b for _, b in expected]}
     return pd.DataFrame(keys | columns)
 
@@ -161,7 +163,7 @@ def read_accuracies(path: Path) -> dict[str, dict[str, float]]:
     """Single-task test accuracy by backbone and task from results/finetuning/accs*.json."""
     held = read_json(path)
     if not isinstance(held, dict) or not all(isinstance(v, dict) for v in held.values()):
-        raise shape(path, "not a map of backbones to maps of tasks")
+        raise misshapen(path, "not a map of backbones to maps of tasks")
     return {
         backbone: {t: _number(path, f"{backbone} {t}", v) for t, v in accuracies.items()}
         for backbone, accuracies in held.items()
@@ -177,12 +179,12 @@ def read_merges(path: Path, method: str, single: dict[str, float]) -> pd.DataFra
     path = Path(path)
     held = read_json(path)
     if not isinstance(held, dict):
-        raise shape(path, "not a map of pairs")
+        raise misshapen(path, "not a map of pairs")
     rows = []
     for key, entry in held.items():
         a, _, b = key.partition("__")
         if not b or not isinstance(entry, dict):
-            raise shape(path, f"entry {key!r} is not a pair TaskA__TaskB with a map")
+            raise misshapen(path, f"entry {key!r} is not a pair TaskA__TaskB with a map")
         if "error" in entry:
             continue
         accuracies = []
@@ -190,10 +192,10 @@ def read_merges(path: Path, method: str, single: dict[str, float]) -> pd.DataFra
             try:
                 value = entry[task][0][f"acc/test/{task}"]
             except (KeyError, IndexError, TypeError):
-                raise shape(path, f"{key} has no acc/test/{task}") from None
+                raise misshapen(path, f"{key} has no acc/test/{task}") from None
             accuracies.append(_number(path, f"{key} acc/test/{task}", value))
             if task not in single:
-                raise shape(path, f"{key}: no single-task accuracy of {task} is known")
+                raise misshapen(path, f"{key}: no single-task accuracy of {task} is known")
         rows.append((a, b, method, *accuracies, single[a], single[b], 0))
     names = ["task_a", "task_b", "method", "acc_a", "acc_b", "single_a", "single_b", "seed"]
     return pd.DataFrame(rows, columns=names)
@@ -208,7 +210,7 @@ def read_zero_shot(path: Path) -> pd.DataFrame:
         raise MergelibError(f"{path} cannot be read ({error}): copy it again") from None
     for column in ("backbone", "task", "zero_shot_percent", "fine_tuned_percent"):
         if column not in frame:
-            raise shape(path, f"no column {column}")
+            raise misshapen(path, f"no column {column}")
     return pd.DataFrame(
         {
             "backbone": frame["backbone"],
@@ -224,20 +226,34 @@ def read_setting(source: Path, setting: str, historic: bool = False) -> Tables:
 
     Raises MergelibError, naming the file, for anything absent, truncated or of another shape.
     """
-    root = _root(source)
-    backbone = BACKBONES[_setting(setting)]
+    root = checkout(source)
+    backbone = BACKBONES[known_setting(setting)]
     results = root / "results"
     metrics_path = results / "mergeability" / setting / "pairwise_metrics_N20.json"
     metrics = read_metrics(metrics_path, historic)
     missing_columns = [n for n in metric_names() if n not in metrics]
     if missing_columns:
-        raise shape(metrics_path, f"no metric {', '.join(missing_columns)}")
+        raise misshapen(metrics_path, f"no metric {', '.join(missing_columns)}")
     accs_path = results / "finetuning" / "accs.json"
-    singles = read_accuracies(accs_path)
-    if backbone not in singles:
-        raise shape(accs_path, f"no backbone {backbone}")
-    single = singles[backbone]
+    single = read_accuracies(accs_path).get(backbone)
+    if single is None:
+        raise misshapen(accs_path, f"no backbone {backbone}")
     names = list(dict.fromkeys(metrics[["task_a", "task_b"]].to_numpy().ravel()))
+    parts, paths = _merges(results, setting, single, names)
+    zero_path = root / "zero_shot.csv"
+    tasks = _tasks(names, zero_path, backbone, single)
+    used = [metrics_path, accs_path, *paths, *([zero_path] if zero_path.is_file() else [])]
+    meta = _meta(setting, metrics, parts, tasks)
+    meta["digests"] = {str(p.relative_to(root)): file_digest(p) for p in used}
+    if setting.endswith("SGD") and (note := _same_models(results, parts)):
+        meta["note"] = note
+    return Tables(metrics, pd.concat(parts.values(), ignore_index=True), tasks, meta, FINAL_METHODS)
+
+
+def _merges(
+    results: Path, setting: str, single: dict[str, float], names: Sequence[str]
+) -> tuple[dict[str, pd.DataFrame], list[Path]]:
+    """The merges of each method that the setting has, and their files."""
     paths = {m: results / setting / m / "all_pairwise_summary_N20.json" for m in METHODS}
     if not paths["isotropic"].exists():  # merged for two settings only
         del paths["isotropic"]
@@ -245,10 +261,13 @@ def read_setting(source: Path, setting: str, historic: bool = False) -> Tables:
     for method, part in parts.items():
         strange = set(part[["task_a", "task_b"]].to_numpy().ravel()) - set(names)
         if strange:
-            raise shape(paths[method], f"tasks {', '.join(sorted(strange))} have no metrics")
-    merges = pd.concat(parts.values(), ignore_index=True)
+            raise misshapen(paths[method], f"tasks {', '.join(sorted(strange))} have no metrics")
+    return parts, list(paths.values())
 
-    zero_path = root / "zero_shot.csv"
+
+def _tasks(
+    names: Sequence[str], zero_path: Path, backbone: str, single: dict[str, float]
+) -> pd.DataFrame:
     zero = pd.Series(np.nan, index=names)
     if zero_path.is_file():
         known = read_zero_shot(zero_path)
@@ -261,52 +280,41 @@ def read_setting(source: Path, setting: str, historic: bool = False) -> Tables:
                "zero_shot", "fine_tuned"]  # fmt: skip
     order = ["task", "family", "source", "n_classes", "n_train", "n_calibration", "n_test",
              "zero_shot", "fine_tuned"]  # fmt: skip
-    tasks = pd.DataFrame(rows, columns=columns)[order]
-    used = [metrics_path, accs_path, *paths.values()]
-    used += [zero_path] if zero_path.is_file() else []
+    return pd.DataFrame(rows, columns=columns)[order]
+
+
+def _meta(
+    setting: str, metrics: pd.DataFrame, parts: dict[str, pd.DataFrame], tasks: pd.DataFrame
+) -> dict[str, Any]:
     values = metrics.drop(columns=["task_a", "task_b"])
-    meta = {
+    return {
         "source": "released tables",
         "repository": f"{REPOSITORY}@{COMMIT}",
         "paper": "arXiv 2601.22285",
         "setting": setting,
-        "backbone": backbone,
+        "backbone": BACKBONES[setting],
         "optimizer": setting.rpartition("_")[2],
         "calibration": {"images_per_task": 10, "split": "test"},
         "edition": "paper",
-        "n_tasks": len(names),
+        "n_tasks": len(tasks),
         "n_pairs": len(metrics),
         "missing": {
             "metric_values": int(values.isna().sum().sum()),
             "pairs_without_some_metric": int(values.isna().any(axis=1).sum()),
             "merges": {m: len(metrics) - len(p.dropna()) for m, p in parts.items()},
-            "zero_shot": int(zero.isna().sum()),
+            "zero_shot": int(tasks["zero_shot"].isna().sum()),
         },
-        "digests": {str(p.relative_to(root)): file_digest(p) for p in used},
     }
-    if setting.endswith("SGD"):
-        same = _identical(results, list(paths))
-        if same is not None:
-            meta["note"] = (
-                f"{same[0]} of {same[1]} merge accuracies equal those of ViT-B-16_AdamW bit for "
-                "bit: the released merges of this setting are of the AdamW models"
-            )
-    return Tables(metrics, merges, tasks, meta, FINAL_METHODS)
 
 
-def _identical(results: Path, methods: Sequence[str]) -> tuple[int, int] | None:
-    """How many merge accuracies of the SGD folder are those of the AdamW folder."""
-    same = both = 0
-    for method in methods:
-        paths = [
-            results / s / method / "all_pairwise_summary_N20.json"
-            for s in ("ViT-B-16_SGD", "ViT-B-16_AdamW")
-        ]
-        if not all(p.is_file() for p in paths):
-            return None
-        one, other = (read_merges(p, method, dict.fromkeys(TASKS, 1.0)) for p in paths)
-        joined = one.merge(other, on=["task_a", "task_b"])
-        for side in ("acc_a", "acc_b"):
-            same += int((joined[f"{side}_x"] == joined[f"{side}_y"]).sum())
-            both += len(joined)
-    return same, both
+def _same_models(results: Path, parts: dict[str, pd.DataFrame]) -> str | None:
+    """What to say of the SGD folder if the AdamW folder's merges lie beside it."""
+    paths = {m: results / "ViT-B-16_AdamW" / m / "all_pairwise_summary_N20.json" for m in parts}
+    if not all(path.is_file() for path in paths.values()):
+        return None
+    others = [read_merges(path, m, dict.fromkeys(TASKS, 1.0)) for m, path in paths.items()]
+    counts = identical(pd.concat(parts.values()), pd.concat(others)).sum()
+    return (
+        f"{counts['equal']} of {counts['of']} merge accuracies equal those of ViT-B-16_AdamW bit "
+        "for bit: the released merges of this setting are of the AdamW models"
+    )

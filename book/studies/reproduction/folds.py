@@ -8,7 +8,7 @@ import pandas as pd
 
 from mergelib.core.errors import MergelibError
 from mergelib.core.store import read_json
-from mergelib.published.fits import read_fits
+from studies.released_fits import read_fits
 from studies.reproduction.runs import Problem, Run
 
 

@@ -20,7 +20,7 @@ from mergelib.core.errors import MergelibError
 from mergelib.core.store import write_table
 from mergelib.pairs.correlation import score
 from mergelib.predict.agreement import agreement
-from mergelib.predict.crossval import RECIPES, fold_seeds, held_out
+from mergelib.predict.crossval import fold_seeds, held_out
 from mergelib.predict.folds import Linear, scaled, scaling
 from mergelib.published import released
 from mergelib.published.predictors import adam
@@ -111,10 +111,9 @@ def _fits(
     if run.one_start:
         each = [np.full_like(drawn, seed) for seed, drawn in zip(seeds, each, strict=True)]
     data = (at.pairs.X, y)
-    if run.predictor in RECIPES:  # all seeds in one batch
-        fit = adam.fit_folds(
-            RECIPES[run.predictor], *data, at.train, at.test, np.stack(each, -1), run.alpha or 0.0
-        )
+    if run.predictor in adam.RECIPES:  # all seeds in one batch
+        recipe, starts = adam.RECIPES[run.predictor], np.stack(each, -1)
+        fit = adam.fit_folds(recipe, *data, at.train, at.test, starts, run.alpha or 0.0)
         for s in range(len(each)):
             one = Linear(fit.low, fit.span, fit.coef[:, :, s], fit.intercept[:, :, s])
             yield one.predict(at.pairs.X), one.coef

@@ -10,7 +10,8 @@ from mergelib.core.store import read_json
 from mergelib.pairs.tables import FINAL_METHODS, Pairs, Tables, assemble, excluded_metrics
 from mergelib.pairs.targets import target as target_of
 from mergelib.predict.splits import fold_masks, splitter
-from mergelib.published import fits, released
+from mergelib.published import released
+from studies import released_fits
 
 FIRST_METHODS = ("weight_avg", "arithmetic", "tsv", "isotropic")
 CATEGORIES = {
@@ -55,7 +56,8 @@ class Run:
 
     def path(self, source: Path) -> Path:
         """The folder of the released run."""
-        return fits.fit_folder(source, None if self.version == "v1" else self.setting, self.folder)
+        setting = None if self.version == "v1" else self.setting
+        return released_fits.fit_folder(source, setting, self.folder)
 
 
 def _runs() -> tuple[Run, ...]:

@@ -9,11 +9,11 @@ from scipy.stats import pearsonr, spearmanr
 
 from mergelib.core.errors import MergelibError
 from mergelib.core.store import read_json
-from mergelib.pairs.tables import Tables
+from mergelib.pairs import tables as pair_tables
+from mergelib.pairs.tables import Tables, outcomes
 from mergelib.published import released
 from studies.reproduction.own import KEYS
 
-PAIR = ["task_a", "task_b"]
 SIZES = (2, 5, 10, 30, 100, 200)
 WAYS = (8, 20)
 B16 = "ViT-B-16_AdamW"
@@ -35,18 +35,11 @@ def _row(version, setting, run, method, quantity, value, item="", n=None) -> dic
     }
 
 
-def pair_accuracy(merges: pd.DataFrame) -> pd.DataFrame:
-    """Raw and normalized accuracy of every merged pair of a merges table."""
-    a, b = merges["acc_a"], merges["acc_b"]
-    normalized = (a / merges["single_a"] + b / merges["single_b"]) / 2
-    return merges[[*PAIR, "method"]].assign(raw=(a + b) / 2, normalized=normalized)
-
-
 def means(tables: Mapping[str, Tables]) -> pd.DataFrame:
     """Mean raw and normalized accuracy over the merged pairs, per setting and method."""
     rows = []
     for setting, held in tables.items():
-        for method, part in pair_accuracy(held.merges).groupby("method", sort=False):
+        for method, part in outcomes(held.merges).groupby("method", sort=False):
             for name in ("raw", "normalized"):
                 mean = part[name].mean()
                 rows.append(_row("v8", setting, "merges", method, name, mean, n=len(part)))
@@ -93,7 +86,7 @@ def regularized(source: Path) -> pd.DataFrame:
     def percent(method: str) -> pd.Series:
         path = folder / method / "all_pairwise_summary_N20.json"
         merges = released.read_merges(path, method, single)
-        return 100 * pair_accuracy(merges).set_index(PAIR)["normalized"].dropna()
+        return 100 * outcomes(merges).set_index(pair_tables.KEYS)["normalized"].dropna()
 
     rows = [
         _row(version, B16, "downloaded", method, "percent", percent(method).mean())
@@ -119,8 +112,8 @@ def calibration(source: Path, tables: Mapping[str, Tables]) -> pd.DataFrame:
     accuracy, per number of calibration images (10 is the main table)."""
     held = tables[B16]
     by_size = {n: held.metrics if n == 10 else _calibrated(source, n) for n in SIZES}
-    by_size = {n: frame.set_index(PAIR) for n, frame in by_size.items()}
-    accuracy = pair_accuracy(held.merges).pivot(index=PAIR, columns="method", values="raw")
+    by_size = {n: frame.set_index(pair_tables.KEYS) for n, frame in by_size.items()}
+    accuracy = outcomes(held.merges).pivot(index=pair_tables.KEYS, columns="method", values="raw")
     rows = []
     for metric in [c for c in by_size[200].columns if c in by_size[2].columns]:
         for n in SIZES:
@@ -147,8 +140,10 @@ def _paired(statistic, a: pd.Series, b: pd.Series) -> tuple[float, int]:
 def single_metrics(tables: Mapping[str, Tables]) -> pd.DataFrame:
     """Pearson's r of each metric with normalized accuracy over all pairs that have both."""
     held = tables[B16]
-    metrics = held.metrics.set_index(PAIR)
-    accuracy = pair_accuracy(held.merges).pivot(index=PAIR, columns="method", values="normalized")
+    metrics = held.metrics.set_index(pair_tables.KEYS)
+    accuracy = outcomes(held.merges).pivot(
+        index=pair_tables.KEYS, columns="method", values="normalized"
+    )
     rows = []
     for method in ("arithmetic", "weight_avg", "isotropic", "tsv"):
         for metric in released.metric_names():
@@ -161,10 +156,8 @@ def single_metrics(tables: Mapping[str, Tables]) -> pd.DataFrame:
 
 def identical(tables: Mapping[str, Tables], one: str, other: str) -> pd.DataFrame:
     """Per method the pairs that both settings merged, and in how many all accuracies are equal."""
-    joined = tables[one].merges.merge(tables[other].merges, on=[*PAIR, "method"])
-    same = (joined["acc_a_x"] == joined["acc_a_y"]) & (joined["acc_b_x"] == joined["acc_b_y"])
-    counts = joined.assign(identical=same).groupby("method", sort=False)["identical"]
-    return counts.agg(pairs="size", identical="sum").reset_index()
+    counts = pair_tables.identical(tables[one].merges, tables[other].merges)
+    return counts[["pairs", "identical"]].reset_index()
 
 
 def all_summaries(source: Path, tables: Mapping[str, Tables]) -> pd.DataFrame:

@@ -1,1 +1,3 @@
-"""The published predictors, registered beside the library's own."""
+"""The published work's predictors. Importing this package registers them in `PREDICTORS`."""
+
+from mergelib.published.predictors import rows as rows

@@ -20,7 +20,7 @@ BETAS = (0.9, 0.999)
 
 @dataclass(frozen=True)
 class Recipe:
-    """One row of the published optimizers (see `L1`, `DENSE`, `MSE`).
+    """One row of the published optimizers (see `RECIPES`).
 
     `loss`: "pearson" (-r) or "mse"; `init`: standard deviation of the starting weights;
     `sum_to_one`: divide w by its sum before every step (with the gradient taken before it);
@@ -41,6 +41,7 @@ class Recipe:
 L1 = Recipe("pearson", 0.1, False, 2000, 100, 1e-5, threshold=1e-3, l1=1.0)
 DENSE = Recipe("pearson", 1.0, True, 1000, 50, 1e-4)
 MSE = Recipe("mse", 1.0, True, 1000, 50, 1e-6)
+RECIPES = {"paper-l1": L1, "paper-dense": DENSE, "paper-mse": MSE}  # by predictor
 
 
 @dataclass(frozen=True)
@@ -183,53 +184,7 @@ def fit_folds(
     watch = moments(Z, Y, test, center=False).repeat(repeats) if leaky else None
     f, p = len(train), X.shape[1]
     start = start_weights(seeds.ravel(), p, recipe.init).reshape(f, -1, p)
-    l1 = torch.as_tensor(np.broadcast_to(l1, seeds.shape).reshape(f, -1).copy(), dtype=start.dtype)
-    weights, _ = fit(recipe, data, start, l1, watch)
+    each = np.broadcast_to(l1, seeds.shape).reshape(f, -1).copy()
+    weights, _ = fit(recipe, data, start, torch.as_tensor(each, dtype=start.dtype), watch)
     coef = weights.numpy().reshape(*seeds.shape, p)
     return Linear(low, span, coef, np.zeros(seeds.shape))
-
-
-def fit_literal(
-    recipe: Recipe,
-    X: Tensor,
-    y: Tensor,
-    start: Tensor,
-    l1: float = 0.0,
-    X_watch: Tensor | None = None,
-    y_watch: Tensor | None = None,
-) -> tuple[Tensor, int]:
-    """The same recipe for one problem, written as published: autograd, `torch.optim.Adam`, a loop.
-
-    The reference that `fit` is tested against and timed beside. X (n, p), y (n,), start (p,).
-    """
-
-    def value(w: Tensor, X: Tensor, y: Tensor) -> Tensor:
-        prediction = X @ w
-        if recipe.loss == "mse":
-            return ((prediction - y) ** 2).mean()
-        a, b = prediction - prediction.mean(), y - y.mean()
-        return -(a * b).sum() / (((a**2).sum() * (b**2).sum()).sqrt() + EPSILON)
-
-    w = start.clone().requires_grad_(True)
-    optimizer = torch.optim.Adam([w], lr=recipe.lr)
-    best, waited, steps = float("inf"), 0, 0
-    while steps < recipe.iterations and waited < recipe.patience:
-        steps += 1
-        optimizer.zero_grad()
-        loss = value(w, X, y) + l1 * w.abs().sum()
-        loss.backward()
-        if recipe.sum_to_one:
-            with torch.no_grad():
-                w.div_(w.sum() + EPSILON)
-        optimizer.step()
-        current = loss.item()
-        if X_watch is not None:
-            with torch.no_grad():
-                current = value(w, X_watch, y_watch).item()
-        if current < best - recipe.tolerance:
-            best, waited = current, 0
-        else:
-            waited += 1
-    result = w.detach().clone()
-    result[result.abs() < recipe.threshold] = 0.0
-    return result, steps

@@ -10,33 +10,33 @@ from mergelib.core.registry import unknown
 from mergelib.published.predictors import adam, greedy, mlp
 
 
-class _AdamRegressor(RegressorMixin, BaseEstimator):
+class AdamRegressor(RegressorMixin, BaseEstimator):
     """yhat = Xw without intercept, w by Adam as the paper's released fits were made.
 
     `fit` sets coef_ (p,), n_iter_ and n_features_in_. X is used as given: put a
     MinMaxScaler((-1, 1)) before it, as `estimator` does.
     """
 
-    _recipe: adam.Recipe
+    recipe: adam.Recipe
 
     def _fit(self, X, y, alpha, random_state, X_val=None, y_val=None):
         X, y = validate_data(self, X, y, dtype=np.float64, y_numeric=True)
         seed = check_random_state(random_state)
-        start = seed.normal(0.0, self._recipe.init, X.shape[1])
+        start = seed.normal(0.0, self.recipe.init, X.shape[1])
         data = self._moments(X, y)
         watch = None
         if X_val is not None:
             X_val = check_array(X_val, dtype=np.float64)
             watch = self._moments(X_val, np.asarray(y_val, dtype=np.float64))
         start = adam.torch.from_numpy(start)[None, None]
-        weights, count = adam.fit(self._recipe, data, start, alpha, watch)
+        weights, count = adam.fit(self.recipe, data, start, alpha, watch)
         self.coef_ = weights[0, 0].numpy()
         self.n_iter_ = int(count[0, 0])
         return self
 
     def _moments(self, X, y):
         rows = np.ones((1, len(X)), dtype=bool)
-        return adam.moments(X[None], y[:, None], rows, center=self._recipe.loss == "pearson")
+        return adam.moments(X[None], y[:, None], rows, center=self.recipe.loss == "pearson")
 
     def predict(self, X):
         """Xw, (n,); its scale and offset mean nothing for the Pearson objectives."""
@@ -51,7 +51,7 @@ class _AdamRegressor(RegressorMixin, BaseEstimator):
         return tags
 
 
-class L1PearsonAdam(_AdamRegressor):
+class L1PearsonAdam(AdamRegressor):
     """min_w -r(Xw, y) + alpha * sum|w|: the paper's headline predictor.
 
     Start N(0, 0.1^2), at most 2000 Adam steps of 0.01, patience 100 at 1e-5, weights under 1e-3
@@ -59,7 +59,7 @@ class L1PearsonAdam(_AdamRegressor):
     the weights' size: prefer `lasso` or `ridge`. Source: arXiv 2601.22285 v8, section 4.
     """
 
-    _recipe = adam.L1
+    recipe = adam.L1
 
     def __init__(self, alpha: float = 1.0, random_state=None) -> None:
         self.alpha = alpha
@@ -70,7 +70,7 @@ class L1PearsonAdam(_AdamRegressor):
         return self._fit(X, y, self.alpha, self.random_state)
 
 
-class DensePearsonAdam(_AdamRegressor):
+class DensePearsonAdam(AdamRegressor):
     """max_w r(Xw, y) with w divided by its sum before each Adam step: the paper's first version.
 
     Start N(0, 1), at most 1000 steps of 0.01, patience 50 at 1e-4. The weights do not sum to one
@@ -78,7 +78,7 @@ class DensePearsonAdam(_AdamRegressor):
     Without penalty the exact maximum is least squares (`ols`). Source: arXiv 2601.22285 v1.
     """
 
-    _recipe = adam.DENSE
+    recipe = adam.DENSE
 
     def __init__(self, random_state=None) -> None:
         self.random_state = random_state
@@ -88,7 +88,7 @@ class DensePearsonAdam(_AdamRegressor):
         return self._fit(X, y, 0.0, self.random_state)
 
 
-class MSEAdam(_AdamRegressor):
+class MSEAdam(AdamRegressor):
     """min_w mean (y - Xw)^2 with w divided by its sum before each step: the published variant.
 
     Start N(0, 1), at most 1000 steps of 0.01, patience 50 at 1e-6, on the validation pairs' loss
@@ -96,7 +96,7 @@ class MSEAdam(_AdamRegressor):
     free scale: `ols` is what minimizes squared error. Source: arXiv 2601.22285 v8, appendix.
     """
 
-    _recipe = adam.MSE
+    recipe = adam.MSE
 
     def __init__(self, random_state=None) -> None:
         self.random_state = random_state
@@ -106,13 +106,13 @@ class MSEAdam(_AdamRegressor):
         return self._fit(X, y, 0.0, self.random_state, X_val, y_val)
 
 
-class GreedyPearsonAdam(_AdamRegressor):
+class GreedyPearsonAdam(AdamRegressor):
     """Metrics selected one at a time by training r, each set fitted by the dense recipe.
 
-    `direction` "forward" or "backward"; see `selection.greedy`. Source: arXiv 2601.22285, app.
+    `direction` "forward" or "backward"; see `greedy.greedy`. Source: arXiv 2601.22285, app.
     """
 
-    _recipe = adam.DENSE
+    recipe = adam.DENSE
 
     def __init__(self, direction: str = "backward", random_state=None) -> None:
         self.direction = direction

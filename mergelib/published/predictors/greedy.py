@@ -54,13 +54,13 @@ def greedy(data: adam.Moments, direction: str, seeds: np.ndarray) -> np.ndarray:
         every = np.broadcast_to(np.arange(p), (f, 1, p)).copy()
         _, current, coef = _best(data, active, every, rngs)
     for _ in range(p if forward else p - 1):
-        chosen = []
+        candidates = []
         for k in active:
             move = np.flatnonzero(inside[k] != forward)
             sets = np.tile(inside[k], (len(move), 1))
             sets[np.arange(len(move)), move] = forward
-            chosen.append([np.flatnonzero(s) for s in sets])
-        chosen = np.array(chosen)
+            candidates.append([np.flatnonzero(s) for s in sets])
+        chosen = np.array(candidates)
         place, r, weights = _best(data, active, chosen, rngs)
         moved = (r - current[active] >= STEP) if forward else (current[active] - r <= STEP)
         for a in np.flatnonzero(moved):
@@ -80,7 +80,7 @@ def greedy_folds(
     """`greedy` for metrics X (n, p), targets Y (n, m), masks train (F, n), seeds (F, m)."""
     low, span = scaling(X, train)
     Z = scaled(X, low, span)
-    Y = np.where(train.any(axis=0)[:, None], Y, 0.0)
+    Y = np.where(np.any(train, axis=0)[:, None], Y, 0.0)
     coef = np.empty((len(train), Y.shape[1], X.shape[1]))
     for m in range(Y.shape[1]):
         data = adam.moments(Z, Y[:, m : m + 1], train, center=True)

@@ -48,23 +48,23 @@ def train_networks(
     parameters = [torch.from_numpy(x).requires_grad_(True) for x in start]
     net = Networks(*parameters)
     optimizer = torch.optim.Adam(parameters, lr=RATE, weight_decay=DECAY)
-    Z, T = torch.tensor(Z), torch.tensor(T)
+    inputs, targets = torch.tensor(Z), torch.tensor(T)
 
-    def loss(output: Tensor, weight: np.ndarray) -> Tensor:
-        weight = torch.from_numpy(weight.astype(np.float64))
-        return (weight * (output - T) ** 2).sum(-1) / weight.sum(-1)
+    def loss(output: Tensor, of: np.ndarray) -> Tensor:
+        weight = torch.from_numpy(of.astype(np.float64))
+        return (weight * (output - targets) ** 2).sum(-1) / weight.sum(-1)
 
-    best = torch.full((b,), torch.inf, dtype=T.dtype)
+    best = torch.full((b,), torch.inf, dtype=targets.dtype)
     kept = [x.detach().clone() for x in parameters]
     for _ in range(EPOCHS):
         keep = torch.from_numpy(np.stack([r.random_sample((n, WIDTH)) >= DROPOUT for r in rngs]))
         optimizer.zero_grad()
-        loss(net(Z, keep), rows).sum().backward()
+        loss(net(inputs, keep), rows).sum().backward()
         optimizer.step()
         with torch.no_grad():
             if watch is None:
                 continue
-            now = loss(net(Z), watch)
+            now = loss(net(inputs), watch)
             better = now < best
             best = torch.where(better, now, best)
             for old, new in zip(kept, parameters, strict=True):

@@ -14,7 +14,7 @@ from mergelib.pairs.tables import Pairs
 from mergelib.pairs.targets import target as target_of
 from mergelib.predict.crossval import fold_seeds, held_out
 from mergelib.predict.qap import batched_qap
-from mergelib.predict.splits import HEADLINE, fold_masks, splitter
+from mergelib.predict.splits import SPLITS, fold_masks, splitter
 
 
 def restrict(pairs: Pairs, names: list[str]) -> Pairs:
@@ -120,15 +120,15 @@ def _against_first(sets, target, split, predictor, relabel, starts, seed, draws)
     pairs = sets[0][1]
     y = target_of(pairs, target)
     _, train, test = fold_masks(splitter(split, seed), pairs.ends, pairs.tasks)
-    m = y.shape[1]
+    m, statistic = y.shape[1], SPLITS[split].headline
     every = np.tile(y, (1, starts))
-    seeds = [fold_seeds(seed + k, pairs.methods, len(train)) for k in range(starts)]
-    seeds = np.concatenate(seeds, axis=1)
+    each = [fold_seeds(seed + k, pairs.methods, len(train)) for k in range(starts)]
+    seeds = np.concatenate(each, axis=1)
     frames, first = [], None
     for label, part in sets:
         fit = held_out(predictor, part.X, every, pairs.ends, train, test, None, seeds)
         scores = score(fit.prediction, every, test)
-        r = getattr(scores, HEADLINE[split]).reshape(starts, m)
+        r = getattr(scores, statistic).reshape(starts, m)
         folds = scores.r_folds.reshape(len(train), starts, m).mean(axis=1)
         once = pooled(fit.prediction, test)[:, :m]
         first = first or (r, folds, once)
@@ -143,7 +143,7 @@ def _against_first(sets, target, split, predictor, relabel, starts, seed, draws)
                 "start_sd": (r - first[0]).std(axis=0, ddof=1) if starts > 1 else 0.0,
             }
         )
-        if split == "loto":
+        if SPLITS[split].spread == "folds":
             paired = folds - first[1]
             table["low"], table["high"] = fold_interval(paired, draws, seed)
             table["fold_sd"] = fold_sd(paired)
@@ -156,9 +156,9 @@ def _against_first(sets, target, split, predictor, relabel, starts, seed, draws)
             null = batched_qap(
                 predictor, part.X, y, pairs.ends, train, test, relabel, None, seed, pairs.methods
             )
-            table["null_mean"] = null.mean(HEADLINE[split])
-            table["null_95"] = null.point95(HEADLINE[split])
-            table["p"] = null.p(HEADLINE[split])
+            table["null_mean"] = null.mean(statistic)
+            table["null_95"] = null.point95(statistic)
+            table["p"] = null.p(statistic)
         frames.append(table)
     return pd.concat(frames, ignore_index=True)
 

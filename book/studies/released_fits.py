@@ -8,7 +8,7 @@ import numpy as np
 
 from mergelib.core.errors import MergelibError
 from mergelib.core.store import read_json
-from mergelib.published.released import _root, _setting, shape
+from mergelib.published.released import checkout, known_setting, misshapen
 
 # folder names of the fits, which misspell one setting
 FIT_FOLDERS = {
@@ -40,10 +40,10 @@ class ReleasedFit:
 
 def fit_folder(source: Path, setting: str | None, run: str) -> Path:
     """The folder of a released run; `setting` None means the paper's first version."""
-    results = _root(source) / "results"
+    results = checkout(source) / "results"
     if setting is None:
         return results / "metric_linear_optimization_og" / run
-    return results / "metric_linear_optimization_v2" / FIT_FOLDERS[_setting(setting)] / run
+    return results / "metric_linear_optimization_v2" / FIT_FOLDERS[known_setting(setting)] / run
 
 
 def read_fits(folder: Path) -> dict[str, ReleasedFit]:
@@ -82,4 +82,4 @@ def read_fit(path: Path) -> ReleasedFit:
             record=held,
         )
     except (KeyError, IndexError, StopIteration, TypeError, AttributeError, ValueError) as error:
-        raise shape(path, f"no released fit ({error})") from None
+        raise misshapen(path, f"no released fit ({error})") from None
