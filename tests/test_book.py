@@ -147,7 +147,7 @@ def test_a_chapter_depends_on_the_modules_that_it_imports_however_far(small):
 def test_a_chapter_depends_on_the_whole_library(small, monkeypatch, tmp_path):
     package = tmp_path / "mergelib"
     (package / "metrics").mkdir(parents=True)
-    monkeypatch.setattr(keys.mergelib, "__file__", str(package / "__init__.py"))
+    monkeypatch.setattr(keys, "PACKAGE", package)
     found = []
     for text in ("x = 1", "x = 2"):
         (package / "metrics" / "angles.py").write_text(text)

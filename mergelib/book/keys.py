@@ -8,12 +8,12 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import mergelib
 from mergelib.book.contents import PICTURES, below
 from mergelib.book.notebooks import read_notebook
 from mergelib.book.parameters import parameters
 from mergelib.core.store import digest, file_digest
 
+PACKAGE = Path(__file__).resolve().parents[1]  # the library, whole
 COMPUTES = ("numpy", "pandas", "scikit-learn", "torch", "matplotlib", "seaborn", "papermill")
 
 
@@ -37,14 +37,10 @@ def chapter_key(path: Path, values: Mapping[str, Any]) -> str:
         {name: repr(value) for name, value in sorted(values.items())},
         named,
         [_named(file, path.parent) for file in (*data_beside(path.parent), *modules(path))],
-        [_named(file, package) for package in (_package(),) for file in below(package)],
+        [_named(file, PACKAGE) for file in below(PACKAGE)],
         platform.python_version(),
         [version(name) for name in COMPUTES],
     )
-
-
-def _package() -> Path:
-    return Path(mergelib.__file__).parent
 
 
 def _named(file: Path, folder: Path) -> list[str]:
