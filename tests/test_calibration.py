@@ -12,10 +12,10 @@ from sklearn.preprocessing import MinMaxScaler
 
 from mergelib.core.errors import MergelibError
 from mergelib.pairs.inference import permutations, permuted, task_weights
-from mergelib.pairs.ranks import bootstrap_rho, qap_rho, rho, weighted_ranks
 from mergelib.pairs.targets import outcome_cube
 from mergelib.published.released import read_setting
 from studies import calibration_size
+from studies.ranks import bootstrap_rho, qap_rho, rho, weighted_ranks
 
 pytestmark = pytest.mark.numeric
 

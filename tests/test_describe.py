@@ -11,8 +11,8 @@ from sklearn.linear_model import LinearRegression
 
 from mergelib.core.errors import MergelibError
 from mergelib.metrics.registry import METRICS
-from mergelib.pairs import describe, inference, tables, targets
-from studies import description
+from mergelib.pairs import inference, tables, targets
+from studies import describe, description
 from studies.plots import mosaic
 
 pytestmark = pytest.mark.numeric

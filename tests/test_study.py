@@ -15,10 +15,8 @@ from mergelib.pairs.inference import fold_interval, permuted_targets
 from mergelib.pairs.tables import Pairs, assemble
 from mergelib.pairs.targets import target
 from mergelib.predict.collinear import collinear_groups
-from mergelib.predict.compare import compare
 from mergelib.predict.crossval import fold_seeds, held_out
 from mergelib.predict.evaluate import evaluate
-from mergelib.predict.lasso import lasso_folds
 from mergelib.predict.qap import batched_qap, held_out_map, qap
 from mergelib.predict.splits import fold_masks, inner_task_folds, splitter
 from studies.category_fits import (
@@ -29,6 +27,7 @@ from studies.category_fits import (
     redundancy,
     restrict,
 )
+from studies.compare import compare
 from studies.display import grid, rounded
 from studies.freeze import FITTED
 from studies.inputs import PUBLISHED
@@ -51,6 +50,7 @@ from studies.l1_stability import (
     selection,
     sign_constancy,
 )
+from studies.lasso import lasso_folds
 from studies.method_fits import agreement_table, coefficient_table, compare_targets, held_out_table
 from studies.nested_lasso import choose_ratio, nested_lasso, nested_table
 

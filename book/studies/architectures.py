@@ -19,12 +19,12 @@ from mergelib.pairs.inference import (
     permutations,
     permuted,
 )
-from mergelib.pairs.ranks import bootstrap_rho, qap_rho, rho
 from mergelib.pairs.tables import KEYS, Tables, assemble
 from mergelib.pairs.targets import additive_fit, explained, outcome_cube, residual
 from mergelib.predict.baselines import base_knowledge
 from mergelib.predict.folds import RidgeFolds, scaling
 from mergelib.predict.transfer import check_alike
+from studies.ranks import bootstrap_rho, qap_rho, rho
 
 
 @threadpool_limits.wrap(limits=1)

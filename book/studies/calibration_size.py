@@ -16,12 +16,12 @@ from mergelib.core.errors import MergelibError
 from mergelib.metrics.registry import METRICS
 from mergelib.pairs.correlation import headline, pearson
 from mergelib.pairs.inference import beyond, interval, permutation_p, permutations, permuted
-from mergelib.pairs.ranks import bootstrap_rho, rho
 from mergelib.pairs.tables import KEYS
 from mergelib.pairs.targets import explained, outcome_cube, residual
 from mergelib.predict.qap import held_out_map
 from mergelib.predict.splits import fold_masks, splitter
 from mergelib.published.released import read_metrics
+from studies.ranks import bootstrap_rho, rho
 
 SIZES = (2, 5, 10, 30, 100, 200)
 MAIN = 10  # the size of the released metrics proper

@@ -5,15 +5,15 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from mergelib.pairs import describe
 from mergelib.pairs.correlation import pooled
 from mergelib.pairs.inference import holm
 from mergelib.pairs.tables import by_method
 from mergelib.pairs.targets import target as target_of
 from mergelib.predict import baselines
-from mergelib.predict.compare import compare
 from mergelib.predict.splits import fold_masks, splitter
+from studies import describe
 from studies.category_fits import beside_known
+from studies.compare import compare
 from studies.display import count
 from studies.method_fits import held_out_table
 from studies.two_sources import Source, below, is_below, span

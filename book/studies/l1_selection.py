@@ -12,10 +12,10 @@ from mergelib.pairs.tables import Pairs
 from mergelib.pairs.targets import target as target_of
 from mergelib.predict.crossval import fold_seeds
 from mergelib.predict.folds import scaled
-from mergelib.predict.lasso import RATIOS, lasso_folds
 from mergelib.predict.splits import HEADLINE, fold_masks, splitter
 from mergelib.published.predictors import adam
 from studies.exact import lasso_pearson_within, max_pearson
+from studies.lasso import RATIOS, lasso_folds
 
 # ---- The published objective ------------------------------------------------------------------
 

@@ -10,9 +10,9 @@ from mergelib.metrics.registry import categories
 from mergelib.pairs.inference import permuted_targets
 from mergelib.pairs.tables import Pairs
 from mergelib.pairs.targets import target as target_of
-from mergelib.predict.lasso import lasso_folds
 from mergelib.predict.splits import fold_masks, splitter
 from mergelib.published.released import METHODS, metric_names
+from studies.lasso import lasso_folds
 from studies.released_fits import fit_folder, read_fits
 
 KINDS = ("folds", "halves", "chance")

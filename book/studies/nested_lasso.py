@@ -10,8 +10,8 @@ from mergelib.pairs.correlation import score
 from mergelib.pairs.inference import fold_sd
 from mergelib.pairs.tables import Pairs
 from mergelib.pairs.targets import target as target_of
-from mergelib.predict.lasso import RATIOS, lasso_folds
 from mergelib.predict.splits import fold_masks, inner_task_folds, splitter
+from studies.lasso import RATIOS, lasso_folds
 
 
 def choose_ratio(

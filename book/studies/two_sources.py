@@ -13,8 +13,8 @@ from matplotlib.figure import Figure
 
 from mergelib.core.errors import MergelibError
 from mergelib.core.registry import unknown
-from mergelib.pairs import describe
 from mergelib.pairs.tables import BENCHMARK, Pairs, Tables, assemble
+from studies import describe
 from studies.display import Format, Head, Shown, count, label, listed, number, show
 from studies.inputs import read_source
 

@@ -1,4 +1,4 @@
-"""Contrastive pretraining of `glyph-vit` on captioned glyphs: `mergelib.models.pretrain`."""
+"""Contrastive pretraining of `glyph-vit` on captioned glyphs: `studies.pretraining`."""
 
 import argparse
 import math
