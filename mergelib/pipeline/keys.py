@@ -1,5 +1,6 @@
 """The digest that every artifact is stored under: of all that it depends on."""
 
+from collections.abc import Callable
 from dataclasses import asdict
 from functools import lru_cache
 from importlib.metadata import version
@@ -28,7 +29,7 @@ def key(run: Run, station: str, *names: str) -> str:
     the metrics need of one model; factors (task): what its merges share; merged (task, task,
     method): the merge's accuracies; gradients (task, task): the published gradient metrics.
     """
-    of_station = {
+    of_station: dict[str, Callable[..., list]] = {
         "base": _base,
         "data": _data,
         "tuned": _tuned,
@@ -88,7 +89,8 @@ def _factors(run: Run, task: str) -> list:
 
 def _merged(run: Run, first: str, second: str, method: str) -> list:
     pair, row = (first, second), METHODS[method]
-    parts = [[key(run, "tuned", task) for task in pair], method, method_params(run, method)]
+    parts: list[Any] = [[key(run, "tuned", task) for task in pair], method]
+    parts.append(method_params(run, method))
     parts += [run.seed, _numerics(run), run.compile, code_of(row.function)]
     if row.survey is not None:
         parts.append(code_of(row.survey))

@@ -58,7 +58,9 @@ def evaluating(run: Run) -> nn.Module:
 
 @lru_cache(maxsize=2)
 def _compiled(name: str, weights: str, on: str) -> nn.Module:
-    return torch.compile(_scratch(name, weights, on))
+    compiled = torch.compile(_scratch(name, weights, on))
+    assert isinstance(compiled, nn.Module)  # of a module it makes a module
+    return compiled
 
 
 def encoder(run: Run, state: dict[str, Tensor], file: Path) -> nn.Module:

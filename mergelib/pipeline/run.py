@@ -55,7 +55,7 @@ def plan(run: Run) -> list[tuple[str, ModuleType, Work]]:
     singles = [(task,) for task in run.tasks]
     pairs = list(itertools.combinations(run.tasks, 2))
     factored = any(METHODS[method].factored for method in run.methods)
-    stations = [
+    stations: list[tuple[str, ModuleType, Sequence[Run], Sequence[tuple[str, ...]]]] = [
         ("tasks", data, [run], singles),
         ("fine-tuning", tuned, variants, singles),
         ("summaries", summary, [] if run.is_study else variants, singles),

@@ -85,4 +85,6 @@ def _tree_digest(folder: Path) -> str:
 @lru_cache
 def _file_digest(module: str) -> str:
     spec = importlib.util.find_spec(module)
+    if spec is None or spec.origin is None:
+        raise MergelibError(f"module {module} has no source file: install mergelib as files")
     return file_digest(Path(spec.origin))

@@ -3,6 +3,8 @@
 from dataclasses import asdict
 from pathlib import Path
 
+from torch import Tensor
+
 from mergelib.core.store import save_tensors
 from mergelib.pipeline.keys import path
 from mergelib.pipeline.params import Run
@@ -15,7 +17,7 @@ def make(store: Path, run: Run, task: str) -> Path:
     file = path(store, run, "data", task)
     if not file.is_file():
         built = build(task, asdict(run.sizes), run.seed)
-        held = {}
+        held: dict[str, Tensor] = {}
         for name in SPLITS:
             part = getattr(built, name)
             held |= {f"{name}/images": part.images, f"{name}/labels": part.labels}

@@ -1,6 +1,7 @@
 """The gradient metrics of a pair, as published."""
 
 from pathlib import Path
+from typing import cast
 
 from mergelib.core.store import load_tensors, write_json
 from mergelib.metrics.published_gradients import calibration, heads_of_pair, of_model, of_pair
@@ -26,7 +27,9 @@ def make(store: Path, run: Run, first: str, second: str) -> Path:
             tuned = path(store, run, "tuned", task)
             visual = encoder(run, load_tensors(tuned), tuned)
             images, labels = (part[chosen[side]] for part in data[side])
-            heads = heads_of_pair(run.seed, places(run, *pair), classes, visual.output_dim)
+            heads = heads_of_pair(
+                run.seed, places(run, *pair), classes, cast(int, visual.output_dim)
+            )
             sides.append(of_model(visual, images, labels, heads[side]))
         write_json(file, of_pair(*sides))
     return file

@@ -1,6 +1,7 @@
 """Fine-tuning on a task."""
 
 from pathlib import Path
+from typing import Any
 
 from mergelib.core.errors import MergelibError
 from mergelib.core.store import save_tensors, write_json
@@ -24,7 +25,7 @@ def make(store: Path, run: Run, task: str) -> Path:
         except MergelibError as error:
             raise MergelibError(f"task {task!r}: {error}") from None
         after = encoder(run, state, file)
-        scores = {"n_train": len(labels)}
+        scores: dict[str, Any] = {"n_train": len(labels)}
         for part in ("calibration", "test"):
             scores[part] = {
                 "zero_shot": score(store, run, before, task, part),
