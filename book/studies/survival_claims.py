@@ -6,10 +6,11 @@ from dataclasses import dataclass
 import pandas as pd
 
 from mergelib.published.released import SETTINGS
-from studies import regularization
 from studies.display import Prose, answer, count, listed, say
 from studies.inputs import NAMES
+from studies.regularization import PUBLISHED_RUN
 from studies.reproduction.figures import EVERY_WAY
+from studies.retrainings import PENALTIES
 
 B16, B32, SGD = SETTINGS
 LEVEL = 0.05  # of a p-value that counts as beyond chance
@@ -220,8 +221,8 @@ def _penalty(found: Found) -> tuple[str, str, str, str]:
         "{low:.2f} to {high:.2f} points, by method",
         low=100 * at["mean"].min(), high=100 * at["mean"].max(),
     )  # fmt: skip
-    penalty = regularization.PUBLISHED_RUN.split(" ")[0]
-    verdict = PART if regularization.PENALTIES[penalty] else FAILS
+    penalty = PUBLISHED_RUN.split(" ")[0]
+    verdict = PART if PENALTIES[penalty] else FAILS
     claim, printed = "Penalizing gradients makes models mergeable", "+0.55, later +0.41 points"
     return claim, printed, str(here), verdict
 

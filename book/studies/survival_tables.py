@@ -21,6 +21,7 @@ from studies.method_fits import agreement_table
 from studies.reproduction import figures
 from studies.reproduction.runs import RUNS, read_all
 from studies.reproduction.stored import check
+from studies.retrainings import checked_out
 
 B16, B32, SGD = SETTINGS
 SEEDED = "loto_cv_l1_lambda1.0_random_seeds"  # the released runs with ten random starts
@@ -42,7 +43,7 @@ def placebo(released: Path, draws: int = 1000) -> pd.DataFrame:
     """Gain of re-training without an acting penalty, as fractions: method, runs, mean, low, high,
     run_min, run_max; `published`, the gain printed for the strongest gradient penalty."""
     found = regularization.control_over_base(
-        regularization.read_study(B16, "", released), draws=draws
+        regularization.released_study(checked_out(released)), draws=draws
     )
     printed = {name: gain / 100 for name, gain in regularization.PUBLISHED["v8"].items()}
     return found.assign(published=found["method"].map(printed))
@@ -50,7 +51,7 @@ def placebo(released: Path, draws: int = 1000) -> pd.DataFrame:
 
 def copies(released: Path) -> pd.DataFrame:
     """Runs with equal merge accuracies: method, run_a, run_b, equal, pairs."""
-    return regularization.shared_results(regularization.read_study(B16, "", released).every)
+    return regularization.shared_results(regularization.released_study(checked_out(released)).every)
 
 
 def targets_checked(released: Path) -> pd.DataFrame:
