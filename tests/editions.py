@@ -173,7 +173,10 @@ def _counts(rows: list[list[str]], k: int) -> str:
 
 
 def _names(rows: list[list[str]], k: int) -> list[str]:
-    return [row[0] for row in rows if row[k] != "–" and float(row[k]) < 0.05]
+    """Methods with p below 0.05 in a shown column: what a sentence names, unless all or none."""
+    asked = [row for row in rows if row[k] != "–"]
+    found = [row[0] for row in asked if float(row[k]) < 0.05]
+    return found if len(found) < len(asked) else []
 
 
 def _near(text: str, value: float, unit: float = 0.01) -> bool:

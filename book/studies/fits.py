@@ -16,7 +16,7 @@ from studies.category_fits import beside_known
 from studies.compare import compare
 from studies.display import count
 from studies.method_fits import held_out_table
-from studies.two_sources import Source, below, is_below, span
+from studies.two_sources import Source, below, span
 
 EFFECTS = "additive_task_effects"
 
@@ -118,7 +118,7 @@ def by_target(found: pd.DataFrame) -> pd.DataFrame:
 def passing(found: pd.DataFrame, split: str, target: str) -> int:
     """For how many methods ridge is beyond chance (p below 0.05)."""
     part = found[(found["split"] == split) & (found["target"] == target)]
-    return int(is_below(part["p"]).sum())
+    return int((part["p"] < 0.05).sum())
 
 
 FEATURES = {

@@ -142,15 +142,16 @@ def span(values: pd.Series, spec: str = ".2f") -> str:
     return f"{number(float(known.min()), spec)} to {number(float(known.max()), spec)}"
 
 
-def is_below(p: pd.Series, level: float = 0.05) -> pd.Series:
-    """Whether p-values lie below the level as printed, so that 0.0498 and a shown 0.050 do not."""
-    return p.round(3) < level
+def p_value(p: float, level: float = 0.05) -> str:
+    """A p-value as text on the side of 0.05 where it is: 0.0498 is no 0.050."""
+    text = number(p, "p")
+    return number(p, ".4f") if p < level <= float(text) else text
 
 
-def below(p: pd.Series) -> str:
-    """How many p-values lie below 0.05, as printed: "five of six"."""
+def below(p: pd.Series, level: float = 0.05) -> str:
+    """How many p-values lie below the level: "five of six"."""
     known = p.dropna()
-    return count(int(is_below(known).sum()), len(known)) if len(known) else number(None)
+    return count(int((known < level).sum()), len(known)) if len(known) else number(None)
 
 
 def named(which: Sequence[str], of: int) -> str:
@@ -159,7 +160,7 @@ def named(which: Sequence[str], of: int) -> str:
     return f"{count(len(which), of)} methods{some}"
 
 
-def passing(p: pd.Series) -> str:
-    """The methods whose p-values lie below 0.05, as printed and as `named`."""
+def passing(p: pd.Series, level: float = 0.05) -> str:
+    """The methods whose p-values lie below the level, as `named`."""
     known = p.dropna()
-    return named(list(known.index[is_below(known)]), len(known))
+    return named(list(known.index[known < level]), len(known))
