@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from mergelib.core.errors import MergelibError
-from studies.display import answer, claim, claims, count, figure, listed, number, say, show
+from studies.display import answer, beside, claim, claims, count, figure, listed, number, say, show
 
 TABLE = pd.DataFrame(
     {"method": ["tsv", "ties"], "r": [0.404, -0.2], "p": [0.0199, np.nan], "pairs": [190, 180]}
@@ -120,3 +120,11 @@ def test_a_figure_carries_caption_and_words():
     with pytest.raises(MergelibError, match="caption and an alt text"):
         figure(plt.figure(), "A line", " ")
     plt.close("all")
+
+
+def test_sources_stand_side_by_side():
+    one, other = TABLE[["method", "r"]], TABLE.assign(r=TABLE["r"] + 1).iloc[:1][["method", "r"]]
+    found = beside({"a": one, "b": other}, "method")
+    assert list(found.columns) == ["method", "a: r", "b: r"]
+    assert found["a: r"].to_list() == [0.404, -0.2] and found["b: r"].iloc[0] == 1.404
+    assert np.isnan(found["b: r"].iloc[1])  # what a source lacks
