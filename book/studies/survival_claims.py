@@ -6,10 +6,11 @@ from dataclasses import dataclass
 import pandas as pd
 
 from mergelib.published.released import SETTINGS
-from studies import regularization
 from studies.display import Prose, answer, count, listed, say
 from studies.inputs import NAMES
+from studies.regularization import PUBLISHED_RUN
 from studies.reproduction.figures import EVERY_WAY
+from studies.retrainings import PENALTIES
 
 B16, B32, SGD = SETTINGS
 LEVEL = 0.05  # of a p-value that counts as beyond chance
@@ -31,7 +32,8 @@ class Found:
     every: tables of `audit` and `paper_audit` with the column setting; shares: additive share of
     the variance, index method, columns (setting, value); conflict: `cosine_against_dot` by setting;
     same: `identical` of the SGD merges; forecasts: `forecast_table` by setting, and `lead` its
-    frozen version; frozen: `survival_tables.read_frozen`.
+    frozen version; placebo: `control_over_base`,
+    with the printed gain as `published`; frozen: `survival_tables.read_frozen`.
     """
 
     every: pd.DataFrame
@@ -40,6 +42,7 @@ class Found:
     same: pd.DataFrame
     forecasts: pd.DataFrame
     lead: pd.DataFrame
+    placebo: pd.DataFrame
     frozen: dict[str, pd.DataFrame]
 
     def row(self, setting: str, model: str, split="loto", target="raw", method="mean") -> pd.Series:
@@ -214,14 +217,14 @@ def _sgd(found: Found) -> tuple[str, str, str, str]:
 
 
 def _penalty(found: Found) -> tuple[str, str, str, str]:
-    at = found.frozen["placebo"].dropna(subset="published")
+    at = found.placebo.dropna(subset="published")
     here = say(
         "the penalty has no gradient; re-trainings without an acting penalty gain "
         "{low:.2f} to {high:.2f} points, by method",
         low=100 * at["mean"].min(), high=100 * at["mean"].max(),
     )  # fmt: skip
-    penalty = regularization.PUBLISHED_RUN.split(" ")[0]
-    verdict = PART if regularization.PENALTIES[penalty] else FAILS
+    penalty = PUBLISHED_RUN.split(" ")[0]
+    verdict = PART if PENALTIES[penalty] else FAILS
     claim, printed = "Penalizing gradients makes models mergeable", "+0.55, later +0.41 points"
     return claim, printed, str(here), verdict
 
