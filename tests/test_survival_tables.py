@@ -31,8 +31,6 @@ B16, B32, SGD = SETTINGS
 DETERMINED = {
     "survival_signs": 1e-12,
     "survival_distances": 1e-9,
-    "survival_placebo": 1e-9,
-    "survival_copies": 0.0,
     "survival_targets": 1e-6,
 }
 
@@ -89,7 +87,8 @@ def found_with(stored, p: float, equal: int = 0) -> Found:
         {"setting": [B16, B32], "forecast": survival_claims.EVERYTHING, "mean": 0.4, "p": p}
     )
     lead = forecasts.assign(low=0.1 if p < 0.05 else -0.1, high=0.5)
-    return Found(every, shares, conflict, same, forecasts, lead, stored)
+    placebo = pd.DataFrame({"mean": [0.004, 0.006], "published": [0.004, float("nan")]})
+    return Found(every, shares, conflict, same, forecasts, lead, placebo, stored)
 
 
 def test_verdicts_follow_the_numbers(stored):

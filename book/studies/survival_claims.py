@@ -32,7 +32,8 @@ class Found:
     every: tables of `audit` and `paper_audit` with the column setting; shares: additive share of
     the variance, index method, columns (setting, value); conflict: `cosine_against_dot` by setting;
     same: `identical` of the SGD merges; forecasts: `forecast_table` by setting, and `lead` its
-    frozen version; frozen: `survival_tables.read_frozen`.
+    frozen version; placebo: `control_over_base`,
+    with the printed gain as `published`; frozen: `survival_tables.read_frozen`.
     """
 
     every: pd.DataFrame
@@ -41,6 +42,7 @@ class Found:
     same: pd.DataFrame
     forecasts: pd.DataFrame
     lead: pd.DataFrame
+    placebo: pd.DataFrame
     frozen: dict[str, pd.DataFrame]
 
     def row(self, setting: str, model: str, split="loto", target="raw", method="mean") -> pd.Series:
@@ -215,7 +217,7 @@ def _sgd(found: Found) -> tuple[str, str, str, str]:
 
 
 def _penalty(found: Found) -> tuple[str, str, str, str]:
-    at = found.frozen["placebo"].dropna(subset="published")
+    at = found.placebo.dropna(subset="published")
     here = say(
         "the penalty has no gradient; re-trainings without an acting penalty gain "
         "{low:.2f} to {high:.2f} points, by method",

@@ -2,8 +2,8 @@
 
     cd book && python -m studies.survival_tables --from ../../demystifying-mergeability
 
-writes them below tables/published. The coefficients of every random start, the calibration sizes
-and the re-trained models are 60 MB; what a chapter shows of them is some kilobytes.
+writes them below tables/published. The coefficients of every random start and the calibration sizes
+are 60 MB; what a chapter shows of them is some kilobytes.
 """
 
 import argparse
@@ -15,13 +15,12 @@ import pandas as pd
 from mergelib.core.store import read_table, write_table
 from mergelib.pairs.tables import pairs_of
 from mergelib.published.released import SETTINGS
-from studies import regularization, what_survives
+from studies import what_survives
 from studies.inputs import PUBLISHED, read_source
 from studies.method_fits import agreement_table
 from studies.reproduction import figures
 from studies.reproduction.runs import RUNS, read_all
 from studies.reproduction.stored import check
-from studies.retrainings import checked_out
 
 B16, B32, SGD = SETTINGS
 SEEDED = "loto_cv_l1_lambda1.0_random_seeds"  # the released runs with ten random starts
@@ -37,21 +36,6 @@ def distances_by_size(released: Path) -> pd.DataFrame:
     """Calibration images per task, and the additive share of each squared gradient distance."""
     table = what_survives.additive_by_size(released, B16)
     return table.rename_axis("images_per_task").reset_index()
-
-
-def placebo(released: Path, draws: int = 1000) -> pd.DataFrame:
-    """Gain of re-training without an acting penalty, as fractions: method, runs, mean, low, high,
-    run_min, run_max; `published`, the gain printed for the strongest gradient penalty."""
-    found = regularization.control_over_base(
-        regularization.released_study(checked_out(released)), draws=draws
-    )
-    printed = {name: gain / 100 for name, gain in regularization.PUBLISHED["v8"].items()}
-    return found.assign(published=found["method"].map(printed))
-
-
-def copies(released: Path) -> pd.DataFrame:
-    """Runs with equal merge accuracies: method, run_a, run_b, equal, pairs."""
-    return regularization.shared_results(regularization.released_study(checked_out(released)).every)
 
 
 def targets_checked(released: Path) -> pd.DataFrame:
@@ -104,8 +88,6 @@ def paper_one_sign(released: Path, relabel: int = 100) -> pd.DataFrame:
 MADE: dict[str, Callable[[Path], pd.DataFrame]] = {
     "survival_signs": stored_signs,
     "survival_distances": distances_by_size,
-    "survival_placebo": placebo,
-    "survival_copies": copies,
     "survival_targets": targets_checked,
     "survival_reproduced": reproduced,
     "survival_agreement": paper_agreement,
