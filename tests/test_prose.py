@@ -8,7 +8,9 @@ import pytest
 
 CHAPTERS = sorted((Path(__file__).parents[1] / "book").glob("*.ipynb"))
 # Printed by others, or settings that the sentence explains: not what a cell can give.
-CITED: dict[str, tuple[str, ...]] = {}
+CITED: dict[str, tuple[str, ...]] = {
+    "01_tasks_and_models": ("99.5",),  # the upper end of the range that was aimed at, in percent
+}
 DECIMAL = re.compile(r"[−-]?\d+\.\d+")
 # Code, formulas, addresses, and names of papers and versions hold numbers that are no results.
 NO_PROSE = (
