@@ -15,7 +15,7 @@ DECIMAL = re.compile(r"[−-]?\d+\.\d+")
 # Code, formulas, addresses, and names of papers and versions hold numbers that are no results.
 NO_PROSE = (
     r"```.*?```", r"`[^`]*`", r"\$\$.*?\$\$", r"\$[^$]*\$", r"\]\([^)]*\)", r"https?://\S+",
-    r"arXiv[: ]\d{4}\.\d{5}(v\d+)?",
+    r"arXiv[:\s]+\d{4}\.\d{5}(v\d+)?",
 )  # fmt: skip
 
 
