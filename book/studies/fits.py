@@ -79,9 +79,10 @@ def with_chance(table: pd.DataFrame, found: pd.DataFrame, target: str) -> pd.Dat
     return out
 
 
-def of(table: pd.DataFrame, model: str) -> pd.DataFrame:
-    """The rows of one predictor or baseline, by method."""
-    return table[table["model"] == model].set_index("method")
+def of(table: pd.DataFrame, model: str, order: Sequence[str] | None = None) -> pd.DataFrame:
+    """The rows of one predictor or baseline, by method; methods in an order of the chapter's."""
+    rows = table[table["model"] == model].set_index("method")
+    return rows if order is None else rows.loc[[m for m in order if m in rows.index]]
 
 
 def by_model(table: pd.DataFrame, models: Sequence[str]) -> pd.DataFrame:
