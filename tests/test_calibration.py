@@ -15,11 +15,12 @@ from mergelib.pairs.inference import permutations, permuted, task_weights
 from mergelib.pairs.targets import outcome_cube
 from mergelib.published.released import read_setting
 from studies import calibration_size
+from studies.calibration_tables import FILE, SETTING, checked_out_sizes, read_sizes, write_sizes
+from studies.inputs import PUBLISHED
 from studies.ranks import bootstrap_rho, qap_rho, rho, weighted_ranks
 
 pytestmark = pytest.mark.numeric
 
-SETTING = "ViT-B-16_AdamW"
 ACTIVATION, GRADIENT = "activation_dot_product", "encoder_gradient_l2_distance"
 
 
@@ -223,8 +224,23 @@ def test_the_published_factor_is_what_the_loop_makes_of_a_constant_gradient(size
 # ---- the released tables ----------------------------------------------------------------------
 
 
+def test_the_frozen_sizes_are_those_of_a_checkout(released, tmp_path):
+    made = checked_out_sizes(released)
+    write_sizes(made, tmp_path / FILE)
+    assert (tmp_path / FILE).read_bytes() == (PUBLISHED / SETTING / FILE).read_bytes()
+    pd.testing.assert_frame_equal(read_sizes(PUBLISHED / SETTING), made, check_exact=True)
+
+
+def test_a_metric_that_is_no_float32_is_not_frozen(tmp_path):
+    table = read_sizes(PUBLISHED / SETTING)
+    table.loc[0, ACTIVATION] = 0.1
+    with pytest.raises(MergelibError, match=f"{ACTIVATION} .*0.1.* is no float32"):
+        write_sizes(table, tmp_path / FILE)
+    assert not (tmp_path / FILE).exists()
+
+
 def test_agreement_with_200_images_is_the_released_summary(released):
-    table = calibration_size.read_sizes(released)
+    table = read_sizes(PUBLISHED / SETTING)
     reference = table[table["size"] == 200].drop(columns="size")
     found = calibration_size.settle(table, reference, draws=1)
     theirs = pd.read_csv(
@@ -238,7 +254,7 @@ def test_agreement_with_200_images_is_the_released_summary(released):
 
 @pytest.mark.parametrize("method", ["arithmetic", "isotropic", "tsv"])
 def test_correlations_with_raw_accuracy_are_the_released_ones(released, method):
-    table = calibration_size.read_sizes(released)
+    table = read_sizes(PUBLISHED / SETTING)
     merges = read_setting(released, SETTING).merges
     found = calibration_size.with_outcomes(table, merges, [method], target="raw", draws=0)
     theirs = pd.read_csv(
@@ -250,15 +266,15 @@ def test_correlations_with_raw_accuracy_are_the_released_ones(released, method):
     np.testing.assert_allclose(ours, theirs, atol=5e-4)
 
 
-def test_the_encoder_gradients_shrink_as_recorded(released):
-    found = calibration_size.scale(calibration_size.read_sizes(released))
+def test_the_encoder_gradients_shrink_as_recorded():
+    found = calibration_size.scale(read_sizes(PUBLISHED / SETTING))
     expected = [3.07, 0.79, 0.73, 0.25, 0.16, 0.13]
     np.testing.assert_allclose(found["median"], expected, atol=6e-3)
 
 
 def test_an_absent_size_is_named(tmp_path):
     with pytest.raises(MergelibError, match=r"calibration_sensitivity/2/pairwise_metrics_N20.json"):
-        calibration_size.read_sizes(tmp_path)
+        checked_out_sizes(tmp_path)
 
 
 def test_a_design_is_compared_with_the_other_half_of_the_images():

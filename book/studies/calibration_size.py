@@ -1,11 +1,9 @@
 """How many calibration images a metric needs: agreement between sizes, with outcomes, forecasts.
 
-A table of sizes has the columns size, task_a, task_b and one per metric. The released one
-(`read_sizes`) recomputes the ten data-driven metrics with 2 to 200 images per task.
+A table of sizes has the columns size, task_a, task_b and one per metric (`calibration_tables`).
 """
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -20,30 +18,11 @@ from mergelib.pairs.tables import KEYS
 from mergelib.pairs.targets import explained, outcome_cube, residual
 from mergelib.predict.qap import held_out_map
 from mergelib.predict.splits import fold_masks, splitter
-from mergelib.published.released import read_metrics
+from studies.calibration_tables import DATA_DRIVEN
 from studies.ranks import bootstrap_rho, rho
 
-SIZES = (2, 5, 10, 30, 100, 200)
-MAIN = 10  # the size of the released metrics proper
 GRADIENT_BATCH = 8  # images per backward pass in the published code
 WEIGHTS = ("task_vector", "effective_rank", "subspace")  # categories that no image enters
-DATA_DRIVEN = tuple(r.name for r in METRICS.rows() if r.category in ("activation", "gradient"))
-
-
-def read_sizes(released: str | Path, setting: str = "ViT-B-16_AdamW") -> pd.DataFrame:
-    """The data-driven metrics of a checkout of the released tables at all six sizes.
-
-    Size 10 is the setting's own file. Raises MergelibError, naming the file, if one is absent.
-    """
-    folder = Path(released) / "results" / "mergeability" / setting
-    parts = []
-    for size in SIZES:
-        inside = folder if size == MAIN else folder / "calibration_sensitivity" / str(size)
-        table = read_metrics(inside / "pairwise_metrics_N20.json")
-        table = table[[*KEYS, *DATA_DRIVEN]]
-        table.insert(0, "size", size)
-        parts.append(table)
-    return pd.concat(parts, ignore_index=True)
 
 
 def published_scale(size: int, batch: int = GRADIENT_BATCH) -> float:

@@ -27,7 +27,7 @@ from mergelib.predict.crossval import fold_seeds, held_out
 from mergelib.predict.qap import held_out_map
 from mergelib.predict.splits import HEADLINE, fold_masks, splitter
 from mergelib.published.released import SETTINGS, read_setting
-from studies.calibration_size import read_sizes
+from studies.calibration_tables import checked_out_sizes
 from studies.released_fits import fit_folder, read_fits
 
 MAPPED_AT_ONCE = 50  # permutations in one product with the map from targets to forecasts
@@ -295,7 +295,7 @@ def cosine_against_dot(metrics: pd.DataFrame) -> pd.DataFrame:
 
 def additive_by_size(released: str | Path, setting: str = "ViT-B-16_AdamW") -> pd.DataFrame:
     """Additive share of the squared gradient distances by number of calibration images per task."""
-    sizes = read_sizes(released, setting)
+    sizes = checked_out_sizes(released, setting)
     kinds = KINDS[2:]
     rows = {
         size: {kind: _additive(part, part[f"{kind}_l2_distance"] ** 2) for kind in kinds}
