@@ -89,7 +89,7 @@ EDITS = {
     "models/finetune.py": {"tuned", *MADE_FROM_TUNED},
     # the summary of the first task's model sees images of both
     "tasks/shipped.py": {f"data {OTHER}", "summary", "gradients", *MERGED},
-    "predict/lasso.py": set(),
+    "predict/baselines.py": set(),
 }
 
 

@@ -1,20 +1,25 @@
 """Image-text backbones: open_clip models by name, and the embedded miniature `glyph-vit`."""
 
 import json
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-import open_clip
 import torch
-from open_clip.model import CLIP, CLIPTextCfg, CLIPVisionCfg
-from open_clip.transformer import QuickGELU
 from torch import Tensor, nn
 
 from mergelib.checkpoints import formats
 from mergelib.core.errors import MergelibError
 from mergelib.core.store import load_tensors, read_json
+
+with warnings.catch_warnings():
+    # In a notebook tqdm, which they import, asks for ipywidgets; no bar of theirs is shown here.
+    warnings.filterwarnings("ignore", "IProgress not found")
+    import open_clip
+    from open_clip.model import CLIP, CLIPTextCfg, CLIPVisionCfg
+    from open_clip.transformer import QuickGELU
 
 WEIGHTS = Path(__file__).parent / "weights"
 GLYPH_VIT = "glyph-vit"

@@ -4,6 +4,7 @@ import contextlib
 from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -58,9 +59,7 @@ def evaluating(run: Run) -> nn.Module:
 
 @lru_cache(maxsize=2)
 def _compiled(name: str, weights: str, on: str) -> nn.Module:
-    compiled = torch.compile(_scratch(name, weights, on))
-    assert isinstance(compiled, nn.Module)  # of a module it makes a module
-    return compiled
+    return cast(nn.Module, torch.compile(_scratch(name, weights, on)))  # of a module, a module
 
 
 def encoder(run: Run, state: dict[str, Tensor], file: Path) -> nn.Module:
