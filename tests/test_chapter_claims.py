@@ -8,6 +8,8 @@ from editions import BOOK, Ran, check_ablations, check_fits, faults, run
 from mergelib.core.errors import MergelibError
 from studies.display import Prose
 
+pytestmark = pytest.mark.slow
+
 FITS = BOOK / "04_per_method_fits.ipynb"
 # Few permutations and draws: what the sentences say changes with them, and so do the tables.
 FEW = {"qap": 125, "qap_l1": 1, "draws": 60}

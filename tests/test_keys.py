@@ -34,6 +34,8 @@ from mergelib.pipeline import sources
 from mergelib.pipeline.keys import key
 from mergelib.pipeline.params import Run
 
+pytestmark = pytest.mark.slow
+
 run = Run(name="r", tasks=["{TASK}", "{OTHER}"], methods={{"ties": {{}}, "emr": {{}}, "tsv": {{}}}})
 pair = run.tasks
 stations = {{

@@ -31,7 +31,7 @@ from mergelib.published.released import (
 )
 from studies.released_fits import fit_folder, read_fits
 
-pytestmark = pytest.mark.numeric
+pytestmark = [pytest.mark.numeric, pytest.mark.slow]
 
 SEEDS = "loto_cv_l1_lambda1.0_random_seeds/seed_{}"
 

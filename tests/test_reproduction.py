@@ -38,7 +38,7 @@ from studies.reproduction.summaries import identical
 from studies.reproduction.tables import by_place, figure_rows, outcomes
 from studies.survival_tables import read_frozen
 
-pytestmark = pytest.mark.numeric
+pytestmark = [pytest.mark.numeric, pytest.mark.slow]
 
 B16, B32, SGD = "ViT-B-16_AdamW", "ViT-B-32_AdamW", "ViT-B-16_SGD"
 

@@ -54,7 +54,7 @@ from studies.lasso import lasso_folds
 from studies.method_fits import agreement_table, coefficient_table, compare_targets, held_out_table
 from studies.nested_lasso import choose_ratio, nested_lasso, nested_table
 
-pytestmark = pytest.mark.numeric
+pytestmark = [pytest.mark.numeric, pytest.mark.slow]
 
 METHODS = ("tsv", "ties", "isotropic")
 

@@ -16,7 +16,7 @@ from mergelib.predict.splits import fold_masks, splitter
 from mergelib.published.released import SETTINGS, read_setting
 from studies import what_survives
 
-pytestmark = pytest.mark.numeric
+pytestmark = [pytest.mark.numeric, pytest.mark.slow]
 
 METHODS = ("tsv", "ties")
 

@@ -26,6 +26,8 @@ from studies.survival_claims import (
     claim_table,
 )
 
+pytestmark = pytest.mark.slow
+
 B16, B32, SGD = SETTINGS
 # 1e-6 is the single precision of the stored fits; the figures are checked in test_reproduction
 DETERMINED = {

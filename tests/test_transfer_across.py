@@ -23,7 +23,7 @@ from studies.architectures import (
     travel,
 )
 
-pytestmark = pytest.mark.numeric
+pytestmark = [pytest.mark.numeric, pytest.mark.slow]
 
 T = 8
 TASKS = [f"T{k}" for k in range(T)]
