@@ -35,6 +35,7 @@ from studies.display import Drawn, Prose, Shown  # noqa: E402
 
 # Parameters of an edition by chapter: other targets, splits, backbones, methods.
 EDITIONS: dict[str, list[dict[str, Any]]] = {
+    "03": [{"first": "ties", "second": "dare"}],
     "04": [
         {"target": "raw"},
         {"target": "residual"},
@@ -45,7 +46,9 @@ EDITIONS: dict[str, list[dict[str, Any]]] = {
     ],
     "05": [{"target": "raw"}, {"target": "residual"}, {"setting": "ViT-B-32_AdamW"}],
     "06": [{"target": "raw"}, {"setting": "ViT-B-32_AdamW"}],
-    "11": [{"target": "raw"}],
+    "10": [{"shown": "ties"}],
+    "11": [{"shown": "ties"}],
+    "13": [{"degrees": 0.0}, {"degrees": 90.0}],
 }
 DECIMAL = re.compile(r"\d+\.\d+")
 VERDICT = re.compile(r"\*\((Holds|Does not hold in this edition|Not asked in this edition)\.\)\*")
