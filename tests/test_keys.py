@@ -22,6 +22,8 @@ from mergelib.pipeline.params import Run, Sizes
 from mergelib.pipeline.units import base, data, factors, gradients, merged, summary, tuned
 from mergelib.tasks import TASKS
 
+pytestmark = pytest.mark.slow
+
 PACKAGE = Path(mergelib.__file__).parent
 TASK, OTHER = "braille", "digits"  # of two files: tasks/rendered.py and tasks/shipped.py
 
@@ -33,8 +35,6 @@ from pathlib import Path
 from mergelib.pipeline import sources
 from mergelib.pipeline.keys import key
 from mergelib.pipeline.params import Run
-
-pytestmark = pytest.mark.slow
 
 run = Run(name="r", tasks=["{TASK}", "{OTHER}"], methods={{"ties": {{}}, "emr": {{}}, "tsv": {{}}}})
 pair = run.tasks
