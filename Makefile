@@ -34,7 +34,7 @@ test: check
 
 # For work in progress: no chapters, none of the tests that take long.
 test-fast: check
-	$(PYTEST) -q -m "not slow" tests
+	$(PYTEST) -q -m "not slow" --numprocesses auto --dist loadfile tests
 
 # The numeric tests and the chapters under the kernels of other processors; about an hour.
 test-portable: $(INSTALLED)

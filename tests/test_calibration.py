@@ -19,7 +19,7 @@ from studies.calibration_tables import FILE, SETTING, checked_out_sizes, read_si
 from studies.inputs import PUBLISHED
 from studies.ranks import bootstrap_rho, qap_rho, rho, weighted_ranks
 
-pytestmark = pytest.mark.numeric
+pytestmark = [pytest.mark.numeric, pytest.mark.slow]
 
 ACTIVATION, GRADIENT = "activation_dot_product", "encoder_gradient_l2_distance"
 

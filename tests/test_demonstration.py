@@ -13,7 +13,7 @@ from studies.demonstration import (
     turned,
 )
 
-pytestmark = pytest.mark.numeric
+pytestmark = [pytest.mark.numeric, pytest.mark.slow]
 
 
 def test_a_turned_vector_has_its_angle_and_length():

@@ -21,7 +21,7 @@ from mergelib.predict.splits import fold_masks, splitter
 from mergelib.published.released import SETTINGS, read_setting
 from studies import forecast
 
-pytestmark = pytest.mark.numeric
+pytestmark = [pytest.mark.numeric, pytest.mark.slow]
 
 FROZEN = Path(__file__).resolve().parents[1] / "book" / "tables" / "published"
 

@@ -10,7 +10,7 @@ from mergelib.core.errors import MergelibError
 from mergelib.pairs.tables import outcomes
 from studies.gains import against_others, gains, retraining, summarize_gains
 
-pytestmark = pytest.mark.numeric
+pytestmark = [pytest.mark.numeric, pytest.mark.slow]
 
 TASKS = ["c", "a", "b", "d"]
 PAIRS = list(itertools.combinations(TASKS, 2))

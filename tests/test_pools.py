@@ -11,7 +11,7 @@ from mergelib.pipeline.params import Run, Sizes
 from mergelib.pipeline.units import base, data, summary, tuned
 from studies import calibration_pools
 
-pytestmark = pytest.mark.numeric
+pytestmark = [pytest.mark.numeric, pytest.mark.slow]
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ from mergelib.predict.collinear import collinear_groups
 from mergelib.predict.transfer import transfer
 from studies.exact import lasso_pearson, lasso_pearson_within, max_pearson
 
-pytestmark = pytest.mark.numeric
+pytestmark = [pytest.mark.numeric, pytest.mark.slow]
 
 
 @pytest.fixture

@@ -29,7 +29,7 @@ from studies.regularization import (
 )
 from studies.retrainings import FILES, checked_out, named, read_retrainings, write_retrainings
 
-pytestmark = pytest.mark.numeric
+pytestmark = [pytest.mark.numeric, pytest.mark.slow]
 
 SETTING = "ViT-B-16_AdamW"
 
