@@ -380,19 +380,6 @@ def rounded(frame: pd.DataFrame, digits: int = 2) -> pd.DataFrame:
     return frame.astype(object).map(text)
 
 
-def or_say(frame: pd.DataFrame, otherwise: str) -> pd.DataFrame | None:
-    """The table if it has rows; else `otherwise` is printed, and there is nothing to show."""
-    if len(frame):
-        return frame
-    print(otherwise)
-    return None
-
-
-def in_points(frame: pd.DataFrame, columns: Sequence[str], digits: int = 2) -> pd.DataFrame:
-    """The table as text (see `rounded`), the named columns of fractions as percentage points."""
-    return rounded(frame.assign(**{name: 100 * frame[name] for name in columns}), digits)
-
-
 def beside(frames: Mapping[str, pd.DataFrame], on: str) -> pd.DataFrame:
     """Tables of several sources as one: `on`, then each source's columns as "source: column".
 

@@ -241,31 +241,3 @@ def ablations(evidence: Evidence, figures: pd.DataFrame) -> pd.DataFrame:
             }
         )
     return pd.DataFrame(rows).sort_values("setting", kind="stable", ignore_index=True)
-
-
-def compact(table: pd.DataFrame) -> pd.DataFrame:
-    """The whole of `reproduce`'s table in few columns of text, one row for each figure and way."""
-    numbers = ["published", "ours", "difference"]
-    shown = {
-        name: [
-            "–" if pd.isna(value) else f"{value + 0.0:.{digits + (name != 'published')}f}"
-            for value, digits in zip(table[name], table["digits"], strict=True)
-        ]
-        for name in numbers
-    }
-    spread = ["–" if pd.isna(v) else f"{v:.3f}" for v in table["ours_sd"]]
-    what = table["quantity"] + table["item"].map(lambda item: f": {item}" if item else "")
-    return pd.DataFrame(
-        {
-            "version": table["version"],
-            "setting": table["setting"],
-            "run": table["run"],
-            "method": table["method"],
-            "what": what,
-            **shown,
-            "sd": spread,
-            "how": table["how"],
-            "verdict": table["verdict"],
-        },
-        index=table.index,
-    )
