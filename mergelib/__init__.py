@@ -3,8 +3,8 @@
 `import mergelib as ml` is quick: what a name needs is imported when it is used.
 
 Ask: `ml.measure`, `ml.merge`, `ml.evaluate`. Look up: `ml.METRICS`, `ml.METHODS`, `ml.PREDICTORS`,
-`ml.TASKS`, `ml.PENALTIES`. Add your own: `ml.metric`, `ml.method`, `ml.predictor`, `ml.task`,
-`ml.penalty`.
+`ml.TASKS`, `ml.RULES`. Add your own: `ml.metric`, `ml.method`, `ml.predictor`, `ml.task`,
+`ml.rule`.
 """
 
 from importlib import import_module
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from mergelib.face import evaluate, measure, merge
     from mergelib.merging.registry import METHODS, method
     from mergelib.metrics.registry import METRICS, metric
-    from mergelib.models.regularizers import PENALTIES, penalty
+    from mergelib.models.rules import RULES, rule
     from mergelib.predict.predictors import PREDICTORS, predictor
     from mergelib.tasks.registry import TASKS, task
 
@@ -25,7 +25,7 @@ __version__ = "0.1.0"
 __all__ = [
     "METHODS",
     "METRICS",
-    "PENALTIES",
+    "RULES",
     "PREDICTORS",
     "TASKS",
     "MergelibError",
@@ -34,7 +34,7 @@ __all__ = [
     "merge",
     "method",
     "metric",
-    "penalty",
+    "rule",
     "predictor",
     "task",
 ]
@@ -45,7 +45,7 @@ _HOMES = {
     "mergelib.merging.registry": ("METHODS", "method"),
     "mergelib.predict.predictors": ("PREDICTORS", "predictor"),
     "mergelib.tasks.registry": ("TASKS", "task"),
-    "mergelib.models.regularizers": ("PENALTIES", "penalty"),
+    "mergelib.models.rules": ("RULES", "rule"),
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
 

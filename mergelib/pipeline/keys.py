@@ -13,7 +13,7 @@ from mergelib.core.store import digest, file_digest
 from mergelib.merging.registry import METHODS, preset
 from mergelib.metrics.registry import METRICS
 from mergelib.models.backbones import GLYPH_VIT, WEIGHTS
-from mergelib.models.regularizers import PENALTIES
+from mergelib.models.rules import RULES
 from mergelib.pipeline.params import Run
 from mergelib.pipeline.sources import code_behind, code_of
 from mergelib.tasks import TASKS
@@ -66,8 +66,8 @@ def _data(run: Run, task: str) -> list:
 
 def _tuned(run: Run, task: str) -> list:
     parts = [key(run, "base"), key(run, "data", task), asdict(run.finetune), _numerics(run)]
-    if run.finetune.regularizer:
-        parts.append(code_of(PENALTIES[run.finetune.regularizer].function))
+    if run.finetune.rule:
+        parts.append(code_of(RULES[run.finetune.rule].function))
     return parts
 
 

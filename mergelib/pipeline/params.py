@@ -14,10 +14,10 @@ from mergelib.merging.registry import METHODS
 from mergelib.metrics.registry import EDITIONS, METRICS
 from mergelib.models.backbones import GLYPH_VIT
 from mergelib.models.finetune import Recipe
-from mergelib.models.regularizers import PENALTIES
+from mergelib.models.rules import RULES
 from mergelib.tasks import TASKS
 
-RENAMED = {"mode": "edition"}  # parameters of older files
+RENAMED = {"mode": "edition", "regularizer": "rule"}  # parameters of older files
 
 
 @dataclass(frozen=True)
@@ -47,14 +47,15 @@ class Run:
     device: str = "auto"
     bfloat16: bool = False
     compile: bool = False  # the encoder that evaluates, by torch.compile
-    strengths: list[float] = field(default_factory=list)  # a study: regularizer strengths
+    strengths: list[float] = field(default_factory=list)  # a study: strengths of the rule
     seeds: list[int] = field(default_factory=list)  # and fine-tuning seeds, all combinations
 
     def variants(self) -> list["Run"]:
         """The runs of a study, one per strength and fine-tuning seed; of no study, the run."""
+        strengths: list[float | None] = [*self.strengths] or [self.finetune.strength]
         recipes = [
             replace(self.finetune, strength=strength, seed=seed)
-            for strength in self.strengths or [self.finetune.strength]
+            for strength in strengths
             for seed in self.seeds or [self.finetune.seed]
         ]
         return [replace(self, finetune=recipe, strengths=[], seeds=[]) for recipe in recipes]
@@ -84,7 +85,7 @@ def load(path: Path) -> Run:
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise MergelibError(f"{path} is not YAML ({error}): mend it") from None
     run = typed(Run, raw, str(path))
-    _check(run, str(path))
+    check(run, str(path))
     return run
 
 
@@ -112,6 +113,10 @@ def typed(kind: type, raw: Any, where: str) -> Any:
 def _value(kind: Any, value: Any, where: str) -> Any:
     if isinstance(kind, type) and is_dataclass(kind):
         return typed(kind, value, where)
+    if type(None) in get_args(kind):
+        if value is None:
+            return None
+        kind = get_args(kind)[0]
     wanted = get_origin(kind) or kind
     if wanted is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
@@ -126,7 +131,8 @@ def _value(kind: Any, value: Any, where: str) -> Any:
     return value
 
 
-def _check(run: Run, where: str) -> None:
+def check(run: Run, where: str) -> None:
+    """Raise MergelibError, beginning with `where`, for what does not hold of a run's values."""
     try:
         _check_names(run)
     except MergelibError as error:
@@ -146,17 +152,16 @@ def _check_names(run: Run) -> None:
         METHODS[name].check(params or {})
     for name in run.metrics:
         METRICS[name]
-    if run.finetune.regularizer:
-        PENALTIES[run.finetune.regularizer]
+    if run.finetune.rule:
+        RULES[run.finetune.rule]
 
 
 def _rules(run: Run) -> dict[str, bool]:
     """What must hold of the values, by the complaint where it does not."""
     recipe, sizes = run.finetune, run.sizes
     return {
-        "strengths want finetune.regularizer and must be 0 or more": (
-            all(s >= 0 for s in run.strengths)
-            and (bool(recipe.regularizer) or not any(run.strengths))
+        "strengths want finetune.rule, and strengths and finetune.strength must be 0 or more": (
+            all(s >= 0 for s in run.strengths) and (bool(recipe.rule) or not any(run.strengths))
         ),
         f"backbone {run.backbone} wants weights: a file, or a tag of open_clip such as openai": (
             bool(run.weights) or run.backbone == GLYPH_VIT
