@@ -146,7 +146,9 @@ def test_paper_audit_averages_its_starts(tables, pairs):
     each = score(fit.prediction, y, test).r_fold_mean.reshape(starts, len(names), len(METHODS))
     table = found[found["target"] == "raw"].set_index("method")
     assert table["r"][list(METHODS)].tolist() == pytest.approx(each[:, 1].mean(axis=0), abs=1e-9)
-    assert table["start_sd"][list(METHODS)].tolist() == pytest.approx(each[:, 1].std(axis=0, ddof=1))
+    assert table["start_sd"][list(METHODS)].tolist() == pytest.approx(
+        each[:, 1].std(axis=0, ddof=1)
+    )
     assert table["r"]["mean"] == pytest.approx(table["r"][list(METHODS)].mean())
     assert table["p"].between(1 / 3, 1).all()
     one = what_survives.paper_audit(tables, pairs, ("raw",), ("loto",), 0, starts=1)
