@@ -11,9 +11,11 @@ from sklearn.linear_model import LinearRegression
 
 from mergelib.core.errors import MergelibError
 from mergelib.metrics.registry import METRICS
-from mergelib.pairs import inference, tables, targets
+from mergelib.pairs import tables
 from studies import describe, description
+from studies.additive import additive_share
 from studies.plots import mosaic
+from studies.spread import bootstrap_mean
 
 pytestmark = pytest.mark.numeric
 
@@ -92,7 +94,7 @@ def test_regime_counts_against_a_loop(tasks):
 
 def test_by_method_against_a_loop(merges):
     for value in ("raw", "normalized"):
-        wide = tables.by_method(merges, value)
+        wide = describe.by_method(merges, value)
         assert list(wide.index) == PAIRS and list(wide.columns) == ["ties", "dare"]
         for row in merges.itertuples():
             unit = (row.single_a, row.single_b) if value == "normalized" else (1, 1)
@@ -102,20 +104,20 @@ def test_by_method_against_a_loop(merges):
 
 
 def test_by_method_keeps_a_missing_merge_missing_and_refuses_a_repeated_one(merges):
-    wide = tables.by_method(merges.drop(index=merges.index[1]))
+    wide = describe.by_method(merges.drop(index=merges.index[1]))
     assert wide["dare"].isna().sum() == 1 and wide["ties"].notna().all()
     with pytest.raises(MergelibError, match="twice"):
-        tables.by_method(pd.concat([merges, merges.head(1)]))
+        describe.by_method(pd.concat([merges, merges.head(1)]))
     with pytest.raises(MergelibError, match="unknown value 'row'"):
-        tables.by_method(merges, "row")
+        describe.by_method(merges, "row")
     with pytest.raises(MergelibError, match="above 0"):
-        tables.by_method(merges.assign(single_a=0.0))
+        describe.by_method(merges.assign(single_a=0.0))
 
 
 def test_bootstrap_draws_tasks_not_pairs(merges):
-    y = tables.by_method(merges)["ties"]
+    y = describe.by_method(merges)["ties"]
     pair_ends = tables.ends(y.index)
-    found = inference.bootstrap_mean(y.to_numpy(), pair_ends, draws=20000, seed=1)
+    found = bootstrap_mean(y.to_numpy(), pair_ends, draws=20000, seed=1)
     value = {frozenset(pair): one for pair, one in y.items()}
     rng, literal = np.random.default_rng(99), []
     for _ in range(5000):
@@ -129,25 +131,25 @@ def test_bootstrap_draws_tasks_not_pairs(merges):
 
 
 def test_additive_share_is_the_r2_of_task_dummies(merges):
-    y = tables.by_method(merges)["ties"]
+    y = describe.by_method(merges)["ties"]
     dummies = np.array([[task in pair for task in TASKS] for pair in PAIRS], dtype=float)
     expected = LinearRegression().fit(dummies, y).score(dummies, y)
-    found = targets.additive_share(y.to_numpy(), tables.ends(y.index))
+    found = additive_share(y.to_numpy(), tables.ends(y.index))
     np.testing.assert_allclose(found, expected, rtol=1e-10)
 
 
 def test_additive_share_of_noise_is_its_chance_value(merges):
-    wide = tables.by_method(merges)
+    wide = describe.by_method(merges)
     rng = np.random.default_rng(0)
     pair_ends = tables.ends(wide.index)
-    shares = [targets.additive_share(rng.normal(size=len(wide)), pair_ends) for _ in range(800)]
+    shares = [additive_share(rng.normal(size=len(wide)), pair_ends) for _ in range(800)]
     chance = describe.summarize_methods(wide, draws=10)["additive_by_chance"]
     np.testing.assert_allclose(chance, 4 / 9)
     np.testing.assert_allclose(np.mean(shares), 4 / 9, atol=0.02)
 
 
 def test_summary_of_methods_leaves_out_what_a_method_lacks(merges):
-    wide = tables.by_method(merges.drop(index=merges.index[1]))
+    wide = describe.by_method(merges.drop(index=merges.index[1]))
     found = describe.summarize_methods(wide, draws=500)
     assert found["pairs"].tolist() == [10, 9]
     for method in wide:
@@ -157,7 +159,7 @@ def test_summary_of_methods_leaves_out_what_a_method_lacks(merges):
 
 
 def test_not_merging_against_a_loop(merges, tasks):
-    pairs = tables.by_method(merges).index
+    pairs = describe.by_method(merges).index
     known = tasks.set_index("task")
     normalized = describe.not_merging(pairs, tasks)
     raw = describe.not_merging(pairs, tasks, "raw")

@@ -12,7 +12,6 @@ from sklearn.preprocessing import MinMaxScaler
 from test_survival import METHODS, made_tables
 
 from mergelib.core.errors import MergelibError
-from mergelib.pairs.tables import pairs_of
 from mergelib.pairs.targets import target
 from mergelib.predict.crossval import fold_seeds, held_out
 from mergelib.predict.evaluate import evaluate
@@ -20,6 +19,7 @@ from mergelib.predict.predictors import estimator
 from mergelib.predict.splits import fold_masks, splitter
 from mergelib.published.released import SETTINGS, read_setting
 from studies import forecast
+from studies.inputs import pairs_of
 
 pytestmark = [pytest.mark.numeric, pytest.mark.slow]
 

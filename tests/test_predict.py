@@ -27,6 +27,7 @@ from mergelib.predict.predictors import PREDICTORS, estimator
 from mergelib.predict.splits import DisjointHalves, LeaveOneTaskOut, LeaveTwoTasksOut, fold_masks
 from mergelib.published.predictors import adam
 from mergelib.published.predictors.estimators import DensePearsonAdam, L1PearsonAdam, MSEAdam
+from studies.chance import holm
 from studies.method_fits import bootstrap_coefficients
 
 pytestmark = pytest.mark.numeric
@@ -410,7 +411,7 @@ def test_bootstrap_weights_are_products_of_draws(problem):
 
 def test_corrections_for_several_methods():
     p = np.array([0.01, 0.04, 0.03, 0.005])
-    np.testing.assert_allclose(inference.holm(p), [0.03, 0.06, 0.06, 0.02])
+    np.testing.assert_allclose(holm(p), [0.03, 0.06, 0.06, 0.02])
 
 
 # --- agreement ---------------------------------------------------------------------------------

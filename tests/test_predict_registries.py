@@ -12,11 +12,12 @@ from test_predict import tables
 
 from mergelib.core.errors import MergelibError
 from mergelib.pairs.tables import Tables, assemble
-from mergelib.pairs.targets import TARGETS, new_target, residual, target, targets_of
+from mergelib.pairs.targets import TARGETS, new_target, residual, target
 from mergelib.predict.crossval import fit_folds, fold_seeds
 from mergelib.predict.evaluate import evaluate
 from mergelib.predict.predictors import PREDICTORS, predictor
 from mergelib.predict.splits import SPLITS, PairSplitter, fold_masks, split, splitter
+from studies.chance import targets_of
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from sklearn.preprocessing import MinMaxScaler
 
 from mergelib.core.store import read_table, write_table
 from mergelib.metrics.registry import published_metrics
-from mergelib.pairs.inference import fold_interval, permuted_targets
+from mergelib.pairs.inference import permuted_targets
 from mergelib.pairs.tables import Pairs, assemble
 from mergelib.pairs.targets import target
 from mergelib.predict.collinear import collinear_groups
@@ -53,6 +53,7 @@ from studies.l1_stability import (
 from studies.lasso import lasso_folds
 from studies.method_fits import agreement_table, coefficient_table, compare_targets, held_out_table
 from studies.nested_lasso import choose_ratio, nested_lasso, nested_table
+from studies.spread import fold_interval
 
 pytestmark = [pytest.mark.numeric, pytest.mark.slow]
 

@@ -5,9 +5,9 @@ import pandas as pd
 import pytest
 
 from mergelib.metrics.registry import published_metrics
-from mergelib.pairs import correlation, targets
+from mergelib.pairs import correlation
 from mergelib.pairs.correlation import score
-from mergelib.pairs.tables import Tables, pairs_of
+from mergelib.pairs.tables import Tables
 from mergelib.pairs.targets import target
 from mergelib.predict.crossval import fold_seeds, held_out
 from mergelib.predict.evaluate import evaluate
@@ -15,6 +15,8 @@ from mergelib.predict.predictors import estimator
 from mergelib.predict.splits import fold_masks, splitter
 from mergelib.published.released import SETTINGS, read_setting
 from studies import what_survives
+from studies.chance import targets_of
+from studies.inputs import pairs_of
 
 pytestmark = [pytest.mark.numeric, pytest.mark.slow]
 
@@ -78,7 +80,7 @@ def test_headline_is_the_splits_statistic(pairs, split, name):
 def test_a_renaming_moves_every_target_alike_and_fills_only_what_was_never_merged():
     tables = made_tables(missing=2)
     pairs = pairs_of(tables)
-    y, moved = targets.targets_of(tables, pairs, ("raw", "normalized"), relabel=4, seed=5)
+    y, moved = targets_of(tables, pairs, ("raw", "normalized"), relabel=4, seed=5)
     assert y == pytest.approx(np.hstack([target(pairs, "raw"), target(pairs, "normalized")]))
     assert not np.isnan(moved).any()
     rng = np.random.default_rng([5, 1])
@@ -115,7 +117,7 @@ def test_audit_agrees_with_one_fit_at_a_time(tables, pairs):
 def test_the_null_refits_every_relabelling(tables, pairs):
     relabel = 4
     found = what_survives.audit(tables, pairs, ("raw",), ("loto",), relabel, seed=2)
-    _, moved = targets.targets_of(tables, pairs, ("raw",), relabel, seed=2)
+    _, moved = targets_of(tables, pairs, ("raw",), relabel, seed=2)
     _, train, test = fold_masks(splitter("loto"), pairs.ends)
     null = np.empty((relabel, 2))
     for d, y in enumerate(moved):
@@ -146,7 +148,9 @@ def test_paper_audit_averages_its_starts(tables, pairs):
     each = score(fit.prediction, y, test).r_fold_mean.reshape(starts, len(names), len(METHODS))
     table = found[found["target"] == "raw"].set_index("method")
     assert table["r"][list(METHODS)].tolist() == pytest.approx(each[:, 1].mean(axis=0), abs=1e-9)
-    assert table["start_sd"][list(METHODS)].tolist() == pytest.approx(each[:, 1].std(axis=0, ddof=1))
+    assert table["start_sd"][list(METHODS)].tolist() == pytest.approx(
+        each[:, 1].std(axis=0, ddof=1)
+    )
     assert table["r"]["mean"] == pytest.approx(table["r"][list(METHODS)].mean())
     assert table["p"].between(1 / 3, 1).all()
     one = what_survives.paper_audit(tables, pairs, ("raw",), ("loto",), 0, starts=1)

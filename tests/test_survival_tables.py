@@ -7,10 +7,9 @@ import pytest
 from pandas.testing import assert_frame_equal
 
 from mergelib.core.errors import MergelibError
-from mergelib.pairs.tables import pairs_of
 from mergelib.published.released import SETTINGS
 from studies import survival_claims, survival_tables, what_survives
-from studies.inputs import read_source
+from studies.inputs import pairs_of, read_source
 from studies.method_fits import agreement_table
 from studies.survival_claims import (
     AS_STATED,

@@ -11,19 +11,14 @@ import pandas as pd
 from threadpoolctl import threadpool_limits
 
 from mergelib.pairs.correlation import pearson
-from mergelib.pairs.inference import (
-    beyond,
-    holm,
-    interval,
-    permutation_p,
-    permutations,
-    permuted,
-)
+from mergelib.pairs.inference import interval, permutation_p, permutations, permuted
 from mergelib.pairs.tables import KEYS, Tables, assemble
-from mergelib.pairs.targets import additive_fit, explained, outcome_cube, residual
+from mergelib.pairs.targets import additive_fit, outcome_cube, residual
 from mergelib.predict.baselines import base_knowledge
 from mergelib.predict.folds import RidgeFolds, scaling
 from mergelib.predict.transfer import check_alike
+from studies.additive import explained
+from studies.chance import beyond, holm
 from studies.ranks import bootstrap_rho, qap_rho, rho
 
 

@@ -13,12 +13,14 @@ from threadpoolctl import threadpool_limits
 from mergelib.core.errors import MergelibError
 from mergelib.metrics.registry import METRICS
 from mergelib.pairs.correlation import headline, pearson
-from mergelib.pairs.inference import beyond, interval, permutation_p, permutations, permuted
+from mergelib.pairs.inference import interval, permutation_p, permutations, permuted
 from mergelib.pairs.tables import KEYS
-from mergelib.pairs.targets import explained, outcome_cube, residual
+from mergelib.pairs.targets import outcome_cube, residual
 from mergelib.predict.qap import held_out_map
 from mergelib.predict.splits import fold_masks, splitter
+from studies.additive import explained
 from studies.calibration_tables import DATA_DRIVEN
+from studies.chance import beyond
 from studies.ranks import bootstrap_rho, rho
 
 GRADIENT_BATCH = 8  # images per backward pass in the published code

@@ -8,13 +8,15 @@ import pandas as pd
 
 from mergelib.metrics.registry import categories
 from mergelib.pairs.correlation import pearson, pooled, score
-from mergelib.pairs.covariates import has_values, with_task_covariates
-from mergelib.pairs.inference import bootstrap_r, fold_interval, fold_sd, interval
+from mergelib.pairs.covariates import with_task_covariates
+from mergelib.pairs.inference import bootstrap_r, interval
 from mergelib.pairs.tables import Pairs
 from mergelib.pairs.targets import target as target_of
 from mergelib.predict.crossval import fold_seeds, held_out
 from mergelib.predict.qap import batched_qap
 from mergelib.predict.splits import SPLITS, fold_masks, splitter
+from studies.known import has_values
+from studies.spread import fold_interval, fold_sd
 
 
 def restrict(pairs: Pairs, names: list[str]) -> Pairs:

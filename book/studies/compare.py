@@ -6,20 +6,17 @@ import numpy as np
 import pandas as pd
 
 from mergelib.pairs.correlation import pooled, score
-from mergelib.pairs.covariates import ACCURACIES, has_values
-from mergelib.pairs.inference import (
-    bootstrap_r,
-    fold_interval,
-    fold_sd,
-    holm,
-    interval,
-)
+from mergelib.pairs.covariates import ACCURACIES
+from mergelib.pairs.inference import bootstrap_r, interval
 from mergelib.pairs.tables import Pairs
 from mergelib.pairs.targets import target as target_of
 from mergelib.predict import baselines
 from mergelib.predict.crossval import fold_seeds, held_out
 from mergelib.predict.qap import batched_qap
 from mergelib.predict.splits import SPLITS, fold_masks, splitter
+from studies.chance import holm
+from studies.known import has_values
+from studies.spread import fold_interval, fold_sd
 
 
 def compare(

@@ -9,9 +9,12 @@ from numpy.typing import ArrayLike
 
 from mergelib.core.errors import MergelibError
 from mergelib.core.registry import unknown
-from mergelib.pairs.inference import bootstrap_mean, interval
-from mergelib.pairs.tables import KEYS, VALUES, ends, need
-from mergelib.pairs.targets import additive_share
+from mergelib.pairs.inference import interval
+from mergelib.pairs.tables import KEYS, check_once, ends, need, outcomes
+from studies.additive import additive_share
+from studies.spread import bootstrap_mean
+
+VALUES = ("normalized", "raw")
 
 
 def origin(meta: Mapping[str, Any], **counts: int) -> str:
@@ -72,6 +75,20 @@ def regime_counts(table: pd.DataFrame, z: float = 2.0) -> dict[str, int]:
         "fine-tuned between 0.80 and 0.995": table["fine_tuned"].between(0.80, 0.995),
     }
     return {what: int(np.sum(true)) for what, true in held.items()}
+
+
+def by_method(merges: pd.DataFrame, value: str = "normalized") -> pd.DataFrame:
+    """One row per pair, one column per method, both in the table's order; NaN where not merged.
+
+    Raises MergelibError for an unknown value, and if a pair and method come twice (several seeds).
+    """
+    if value not in VALUES:
+        raise MergelibError(unknown("value", value, VALUES))
+    frame = outcomes(merges)
+    check_once(frame)
+    pairs = pd.MultiIndex.from_frame(frame[KEYS].drop_duplicates())
+    wide = frame.pivot(index=KEYS, columns="method", values=value)
+    return wide.reindex(index=pairs, columns=list(dict.fromkeys(frame["method"])))
 
 
 def summarize_methods(wide: pd.DataFrame, draws: int = 2000, seed: int = 0) -> pd.DataFrame:

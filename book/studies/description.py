@@ -10,8 +10,9 @@ from scipy.stats import spearmanr
 
 from mergelib.core.errors import MergelibError
 from mergelib.metrics.registry import METRICS
-from mergelib.pairs.inference import holm, permutation_p
+from mergelib.pairs.inference import permutation_p
 from mergelib.pairs.tables import KEYS, need, outcomes
+from studies.chance import holm
 from studies.describe import standard_error
 
 # ---- Merges -------------------------------------------------------------------------------------

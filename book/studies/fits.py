@@ -6,13 +6,12 @@ import numpy as np
 import pandas as pd
 
 from mergelib.pairs.correlation import pooled
-from mergelib.pairs.inference import holm
-from mergelib.pairs.tables import by_method
 from mergelib.pairs.targets import target as target_of
 from mergelib.predict import baselines
 from mergelib.predict.splits import fold_masks, splitter
 from studies import describe
 from studies.category_fits import beside_known
+from studies.chance import holm
 from studies.compare import compare
 from studies.display import count
 from studies.method_fits import held_out_table
@@ -27,7 +26,7 @@ def additive_shares(source: Source, draws: int = 1000, seed: int = 0) -> pd.Data
     return pd.DataFrame(
         {
             name: describe.summarize_methods(
-                by_method(source.tables.merges, name)[methods], draws, seed
+                describe.by_method(source.tables.merges, name)[methods], draws, seed
             )["additive"]
             for name in ("raw", "normalized")
         }

@@ -19,9 +19,8 @@ from mergelib.core.store import write_table
 from mergelib.metrics.registry import METRICS
 from mergelib.pairs.correlation import pearson
 from mergelib.pairs.covariates import with_task_covariates
-from mergelib.pairs.inference import NULL, beyond, bootstrap_r, interval, with_mean
-from mergelib.pairs.tables import Pairs, Tables, pairs_of
-from mergelib.pairs.targets import targets_of
+from mergelib.pairs.inference import bootstrap_r, interval
+from mergelib.pairs.tables import Pairs, Tables
 from mergelib.predict import baselines
 from mergelib.predict.crossval import fold_seeds
 from mergelib.predict.folds import Linear, scaled, scaling
@@ -29,6 +28,8 @@ from mergelib.predict.qap import held_out_map
 from mergelib.predict.splits import fold_masks, splitter
 from mergelib.published.predictors import adam
 from mergelib.published.released import SETTINGS, read_setting
+from studies.chance import NULL, beyond, targets_of, with_mean
+from studies.inputs import pairs_of
 
 STRENGTHS = (0.1, 1.0, 10.0, 100.0)
 EVERYTHING = "metrics + known"  # of `feature_sets`: nothing that is known is left out

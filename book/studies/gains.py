@@ -11,8 +11,9 @@ import numpy as np
 import pandas as pd
 
 from mergelib.core.errors import MergelibError
-from mergelib.pairs.inference import drawn_means, interval, task_weights
+from mergelib.pairs.inference import interval, task_weights
 from mergelib.pairs.tables import KEYS, ends
+from studies.spread import drawn_means
 
 
 def gains(

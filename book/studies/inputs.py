@@ -1,4 +1,4 @@
-"""Where a chapter's tables come from: the benchmark's folder or a setting of the released work."""
+"""A chapter's tables, of the benchmark or of a setting of the released work, and their pairs."""
 
 from pathlib import Path
 
@@ -6,7 +6,7 @@ import mergelib.published.predictors  # noqa: F401  registers the paper's predic
 from mergelib.core.errors import MergelibError
 from mergelib.core.registry import unknown
 from mergelib.core.store import read_json, read_table
-from mergelib.pairs.tables import BENCHMARK, FINAL_METHODS, Tables
+from mergelib.pairs.tables import BENCHMARK, FINAL_METHODS, Pairs, Tables, assemble
 from mergelib.published.released import find_checkout
 
 PUBLISHED = Path(__file__).parents[1] / "tables" / "published"
@@ -37,3 +37,8 @@ def read_source(source: str, tables: str | Path, published: str | Path = PUBLISH
     )
     methods = tuple(dict.fromkeys(merges["method"])) if source == BENCHMARK else FINAL_METHODS
     return Tables(metrics, merges, tasks, read_json(folder / "meta.json"), methods)
+
+
+def pairs_of(tables: Tables) -> Pairs:
+    """The pairs that enter the fits of a source's methods."""
+    return assemble(tables.metrics, tables.merges, list(tables.methods))

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 
 from mergelib.pairs.correlation import mean_defined, pearson, score
-from mergelib.pairs.inference import fold_sd, permuted_targets
+from mergelib.pairs.inference import permuted_targets
 from mergelib.pairs.tables import Pairs
 from mergelib.pairs.targets import target as target_of
 from mergelib.predict.crossval import fold_seeds
@@ -16,6 +16,7 @@ from mergelib.predict.splits import HEADLINE, fold_masks, splitter
 from mergelib.published.predictors import adam
 from studies.exact import lasso_pearson_within, max_pearson
 from studies.lasso import RATIOS, lasso_folds
+from studies.spread import fold_sd
 
 # ---- The published objective ------------------------------------------------------------------
 

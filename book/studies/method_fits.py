@@ -9,7 +9,7 @@ import pandas as pd
 from mergelib.core.errors import MergelibError
 from mergelib.metrics.registry import categories
 from mergelib.pairs.correlation import pooled, score
-from mergelib.pairs.inference import beyond, interval, permuted_targets, task_weights
+from mergelib.pairs.inference import interval, permuted_targets, task_weights
 from mergelib.pairs.tables import Pairs
 from mergelib.pairs.targets import TARGETS
 from mergelib.pairs.targets import target as target_of
@@ -20,6 +20,7 @@ from mergelib.predict.crossval import fold_seeds, held_out
 from mergelib.predict.folds import RidgeFolds, scaled, scaling
 from mergelib.predict.qap import batched_qap
 from mergelib.predict.splits import SPLITS, fold_masks, splitter
+from studies.chance import beyond
 
 
 def compare_targets(

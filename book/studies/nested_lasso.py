@@ -7,11 +7,11 @@ import numpy as np
 import pandas as pd
 
 from mergelib.pairs.correlation import score
-from mergelib.pairs.inference import fold_sd
 from mergelib.pairs.tables import Pairs
 from mergelib.pairs.targets import target as target_of
 from mergelib.predict.splits import fold_masks, inner_task_folds, splitter
 from studies.lasso import RATIOS, lasso_folds
+from studies.spread import fold_sd
 
 
 def choose_ratio(

@@ -13,10 +13,9 @@ from pathlib import Path
 import pandas as pd
 
 from mergelib.core.store import read_table, write_table
-from mergelib.pairs.tables import pairs_of
 from mergelib.published.released import SETTINGS
 from studies import what_survives
-from studies.inputs import PUBLISHED, read_source
+from studies.inputs import PUBLISHED, pairs_of, read_source
 from studies.method_fits import agreement_table
 from studies.reproduction import figures
 from studies.reproduction.runs import RUNS, read_all

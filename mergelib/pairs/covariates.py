@@ -1,6 +1,5 @@
 """What is known of the tasks before any merge, as features of a pair."""
 
-from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -11,15 +10,6 @@ from mergelib.pairs.tables import Pairs
 
 ACCURACIES = ("zero_shot", "fine_tuned")
 NEEDED = (*ACCURACIES, "n_classes", "n_train")
-
-
-def has_values(pairs: Pairs, tasks: pd.DataFrame, names: Sequence[str] = NEEDED) -> bool:
-    """Does the table of tasks have the columns `names`, with a value for every task in a pair?"""
-    if not {"task", *names} <= set(tasks.columns):
-        return False
-    used = [pairs.tasks[k] for k in np.unique(pairs.ends)]
-    values = tasks.drop_duplicates("task").set_index("task").reindex(used)[list(names)]
-    return bool(values.notna().all(axis=None))
 
 
 def with_task_covariates(pairs: Pairs, tasks: pd.DataFrame) -> Pairs:

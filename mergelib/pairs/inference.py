@@ -1,7 +1,6 @@
-"""How sure: permutation p-values, QAP permutations, bootstrap of tasks, several methods."""
+"""How sure: permutation p-values, QAP permutations, bootstrap of tasks."""
 
 import numpy as np
-import pandas as pd
 
 
 def permutation_p(observed: np.ndarray, null: np.ndarray) -> np.ndarray:
@@ -68,7 +67,7 @@ def permuted_targets(
     return permuted(square(Y, ends), ends, permutations(ends, n, seed, stream))
 
 
-# ---- Bootstrap of tasks, and of folds -----------------------------------------------------------
+# ---- Bootstrap of tasks -------------------------------------------------------------------------
 
 
 def task_weights(ends: np.ndarray, n: int, seed: int = 0) -> np.ndarray:
@@ -85,24 +84,6 @@ def task_weights(ends: np.ndarray, n: int, seed: int = 0) -> np.ndarray:
         times = np.bincount(rng.integers(len(tasks), size=len(tasks)), minlength=len(tasks))
         out[k] = times[position[:, 0]] * times[position[:, 1]]
     return out
-
-
-def drawn_means(weights: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Weighted mean of y (n,) in each bootstrap sample of weights (N, n): (at most N,).
-
-    A sample without any of the units (of pairs: one task alone) is left out.
-    """
-    total = weights.sum(axis=1)
-    kept = total > 0
-    return weights[kept] @ y / total[kept]
-
-
-def bootstrap_mean(y: np.ndarray, ends: np.ndarray, draws: int = 2000, seed: int = 0) -> np.ndarray:
-    """Mean of y (n_pairs,) over the pairs of each bootstrap sample of tasks, (draws,).
-
-    Tasks, not pairs, are what could have been others: pairs that share a task are dependent.
-    """
-    return drawn_means(task_weights(ends, draws, seed), y)
 
 
 def bootstrap_r(
@@ -122,56 +103,3 @@ def interval(draws: np.ndarray, level: float = 0.95) -> tuple[np.ndarray, np.nda
     """Percentile interval of bootstrap draws along the first axis."""
     tail = (1 - level) / 2
     return np.nanquantile(draws, tail, axis=0), np.nanquantile(draws, 1 - tail, axis=0)
-
-
-def fold_sd(values: np.ndarray) -> np.ndarray:
-    """Standard deviation (n - 1) over the folds (F, m) that are defined; NaN below two, (m,)."""
-    kept = [column[~np.isnan(column)] for column in values.T]
-    return np.array([c.std(ddof=1) if len(c) > 1 else np.nan for c in kept])
-
-
-def fold_interval(
-    values: np.ndarray, draws: int = 2000, seed: int = 0
-) -> tuple[np.ndarray, np.ndarray]:
-    """95 % percentile interval of the mean over folds drawn with replacement: (m,) and (m,).
-
-    values (F, m), one fold per task; NaN folds are left out. Folds share pairs and training data,
-    so the interval is rather too narrow than too wide.
-    """
-    rng = np.random.default_rng([seed, 4])
-    low, high = np.full((2, values.shape[1]), np.nan)
-    for k, column in enumerate(values.T):
-        kept = column[~np.isnan(column)]
-        if len(kept) > 1:
-            means = kept[rng.integers(len(kept), size=(draws, len(kept)))].mean(axis=1)
-            low[k], high[k] = interval(means)
-    return low, high
-
-
-# ---- Summaries over methods --------------------------------------------------------------------
-
-
-def holm(p: np.ndarray) -> np.ndarray:
-    """Holm's step-down adjusted p-values (family-wise error over the methods)."""
-    p = np.asarray(p, dtype=np.float64)
-    order = np.argsort(p, kind="stable")
-    stepped = np.maximum.accumulate(p[order] * (len(p) - np.arange(len(p))))
-    out = np.empty_like(p)
-    out[order] = np.minimum(stepped, 1.0)
-    return out
-
-
-NULL = ("p", "null_mean", "null_95")
-
-
-def beyond(observed: np.ndarray, null: np.ndarray) -> pd.DataFrame:
-    """`permutation_p`, mean and 95 % point of the null: p, null_mean, null_95 for (m,), (N, m)."""
-    if not len(null):
-        return pd.DataFrame({k: np.full(len(observed), np.nan) for k in NULL})
-    values = (permutation_p(observed, null), null.mean(axis=0), np.quantile(null, 0.95, axis=0))
-    return pd.DataFrame(dict(zip(NULL, values, strict=True)))
-
-
-def with_mean(values: np.ndarray) -> np.ndarray:
-    """Values by method (..., m) with their mean appended: (..., m + 1)."""
-    return np.concatenate([values, values.mean(axis=-1, keepdims=True)], axis=-1)

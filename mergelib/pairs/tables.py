@@ -163,8 +163,6 @@ def _oriented(merges: pd.DataFrame, order: dict[str, int]) -> pd.DataFrame:
 
 # ---- Accuracy of a merge ------------------------------------------------------------------------
 
-VALUES = ("normalized", "raw")
-
 
 def raw(accuracy: np.ndarray) -> np.ndarray:
     """Mean accuracy of the merged model on the pair's two tasks, (n, m) from (n, m, 2).
@@ -213,20 +211,6 @@ def check_once(merges: pd.DataFrame) -> None:
         raise MergelibError(f"the pair {a}, {b} is merged by {method} twice: choose one seed first")
 
 
-def by_method(merges: pd.DataFrame, value: str = "normalized") -> pd.DataFrame:
-    """One row per pair, one column per method, both in the table's order; NaN where not merged.
-
-    Raises MergelibError for an unknown value, and if a pair and method come twice (several seeds).
-    """
-    if value not in VALUES:
-        raise MergelibError(unknown("value", value, VALUES))
-    frame = outcomes(merges)
-    check_once(frame)
-    pairs = pd.MultiIndex.from_frame(frame[KEYS].drop_duplicates())
-    wide = frame.pivot(index=KEYS, columns="method", values=value)
-    return wide.reindex(index=pairs, columns=list(dict.fromkeys(frame["method"])))
-
-
 def identical(one: pd.DataFrame, other: pd.DataFrame) -> pd.DataFrame:
     """What two merges tables share bit for bit, by method in the order of the first.
 
@@ -262,11 +246,6 @@ class Tables:
     tasks: pd.DataFrame
     meta: dict[str, Any]
     methods: tuple[str, ...]
-
-
-def pairs_of(tables: Tables) -> Pairs:
-    """The pairs that enter the fits of a source's methods."""
-    return assemble(tables.metrics, tables.merges, list(tables.methods))
 
 
 def write_setting(tables: Tables, folder: Path) -> None:

@@ -4,7 +4,7 @@ QAP permutations of the tasks ask for the target of every pair, so they draw fro
 merged pairs: a pair that lacks a metric may well have been merged.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,8 +12,7 @@ import pandas as pd
 
 from mergelib.core.errors import MergelibError
 from mergelib.core.registry import Registry, unknown
-from mergelib.pairs.inference import permutations, permuted
-from mergelib.pairs.tables import KEYS, Pairs, Tables, check_once, normalized, outcomes, raw
+from mergelib.pairs.tables import KEYS, Pairs, check_once, normalized, outcomes, raw
 
 Function = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
 
@@ -78,20 +77,6 @@ def residual(y: np.ndarray, ends: np.ndarray) -> np.ndarray:
     construction, since a task's residuals sum to 0: what training holds of them, the test lacks.
     """
     return additive_fit(y, ends, int(ends.max()) + 1)[1]
-
-
-def explained(y: np.ndarray, left: np.ndarray) -> float:
-    """R²: the share of the variance of y (n,) that is not `left`; NaN if y is constant."""
-    spread = np.sum((y - y.mean()) ** 2)
-    return float(1 - np.sum(left**2) / spread) if spread else np.nan
-
-
-def additive_share(y: np.ndarray, ends: np.ndarray) -> float:
-    """Share of the variance of y (n,) that additive task effects explain, y_ij ≈ e_i + e_j: R².
-
-    Noise alone would give (T − 1) / (n − 1) on average, with T tasks and n pairs.
-    """
-    return explained(y, residual(y[:, None], ends))
 
 
 # ---- The targets --------------------------------------------------------------------------------
@@ -167,27 +152,3 @@ def outcome_cube(
 
 def _put(square: np.ndarray, ends: np.ndarray, values: np.ndarray) -> None:
     square[ends[:, 0], ends[:, 1]] = square[ends[:, 1], ends[:, 0]] = values
-
-
-def targets_of(
-    tables: Tables,
-    pairs: Pairs,
-    targets: Iterable[str] = TARGETS,
-    relabel: int = 0,
-    seed: int = 0,
-) -> tuple[np.ndarray, np.ndarray]:
-    """Targets (n, T m) side by side, and their `relabel` QAP permutations (N, n, T m).
-
-    All targets (by default every registered one) and methods see the same permutations. In them
-    alone a pair that a method never merged takes its additive task effects, so that no pair is
-    without a target.
-    """
-    names = list(targets)
-    cubes = [
-        np.concatenate(
-            [outcome_cube(tables.merges, pairs.tasks, pairs.methods, t, fill) for t in names], -1
-        )
-        for fill in (False, True)
-    ]
-    y = cubes[0][pairs.ends[:, 0], pairs.ends[:, 1]]
-    return y, permuted(cubes[1], pairs.ends, permutations(len(pairs.tasks), relabel, seed))
