@@ -1,23 +1,7 @@
 """Merging: T fine-tuned models and their base in, one state dict out.
 
-Ten methods, one file each, listed in `METHODS` (`METHODS.table()` gives them as a table):
-
-=============== =============================================== ====================================
-name            merged task vector Δ of a tensor                parameters (ours; paper; original)
-=============== =============================================== ====================================
-weight_avg      (1/T) Σ τt                                      none
-arithmetic      α Σ τt                                          alpha 0.3; 0.3; 0.4
-ties            α · disjoint mean of trimmed τt, elected signs  density 0.2, alpha 0.3; 0.3; 1.0
-dare            α (1/T) Σ mask τt / (1 − p), random             drop_rate 0.9, alpha 1.0
-tsv             α U⊥ diag(S) V⊥ᵀ of the leading triplets        alpha 1.0
-isotropic       α mean(σ) UVᵀ of Σ τt                           alpha 1.0, truncate false; true;
-                                                                false
-iso_cts         α mean(σ) U⊥V⊥ᵀ, common and own directions      alpha 1.0, common 0.8
-tall_masks      α Σ τt where enough tasks show in it            threshold 0.4, alpha 1.0, agree 1
-                                                                for a pair, else 2; same; 2
-emr             sign of Σ τt, largest |τt| of that sign         none
-base_protecting α Σ wt τt / Σ wt                                weights equal, alpha 1.0
-=============== =============================================== ====================================
+Ten methods, one file each with its formula, listed in `METHODS` (`METHODS.table()` gives their
+parameters).
 
 τt = θt − θ0 is a task vector; the merged model is θ0 + Δ. `preset(name, edition)` gives the
 parameters of an edition: `corrected` (ours), `paper` (behind the released numbers of arXiv

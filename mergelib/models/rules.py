@@ -234,9 +234,8 @@ def coefficient_and_partner(step: Step) -> Tensor:
 )
 def linearized(step: Step) -> Tensor:
     """L of f(x; θ0) + ∇θ f(x; θ0) τ, features linearized at θ0; about three steps' cost."""
-    start = dict(step.base)
-    features, change = torch.func.jvp(step.features, (start,), (step.task_vector(),))
-    return step.loss_of(features + change)
+    found = torch.func.jvp(step.features, (dict(step.base),), (step.task_vector(),))
+    return step.loss_of(found[0] + found[1])
 
 
 @rule(
