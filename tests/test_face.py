@@ -53,7 +53,7 @@ def files(modules, tmp_path):
 @pytest.fixture
 def registries():
     """What a test registers is forgotten at its end."""
-    rows = [ml.METRICS, ml.METHODS, ml.TASKS, ml.PENALTIES]
+    rows = [ml.METRICS, ml.METHODS, ml.TASKS, ml.RULES]
     held = [(each, dict(each._rows)) for each in rows]
     yield
     for each, before in held:
@@ -294,24 +294,24 @@ def test_an_own_task_is_built(registries):
     assert task.class_names == ("dark", "bright") and task.family == "other"
 
 
-def test_an_own_penalty_acts_in_fine_tuning(registries):
+def test_an_own_rule_acts_in_fine_tuning(registries):
     from mergelib.models.finetune import Recipe, finetune
 
-    @ml.penalty("own_l1", strength=0.1)
-    def l1(loss, parameters, base):
-        return sum((value - base[name]).abs().sum() for name, value in parameters.items())
+    @ml.rule("own_l1", strength=0.1)
+    def l1(step):
+        return step.loss() + step.strength * sum(t.abs().sum() for t in step.task_vector().values())
 
     generator = torch.Generator().manual_seed(0)
     images, labels = torch.randn(8, 3, 2, 2, generator=generator), torch.arange(8) % 4
     head, model = torch.randn(4, 5, generator=generator), Encoder(0)
     moved = []
     for strength in (0.0, 10.0):
-        recipe = Recipe(steps=3, batch=8, regularizer="own_l1", strength=strength)
+        recipe = Recipe(steps=3, batch=8, rule="own_l1", strength=strength)
         state = finetune(model, images, labels, head, recipe)
         start = model.state_dict()
         moved.append(sum(float((v - start[n]).abs().sum()) for n, v in state.items()))
     assert moved[1] < moved[0]
-    assert ml.PENALTIES["own_l1"].defaults == {"strength": 0.1}
+    assert ml.RULES["own_l1"].strength == 0.1
 
 
 def test_a_cell_that_runs_twice_replaces(registries, modules):
@@ -376,9 +376,9 @@ def test_the_face_is_listed_and_whole():
     assert set(ml.__all__) <= set(dir(ml)) and ml.__doc__
     from mergelib.core.registry import Registry
 
-    for name in ("METRICS", "METHODS", "TASKS", "PENALTIES"):
+    for name in ("METRICS", "METHODS", "TASKS", "RULES"):
         assert isinstance(getattr(ml, name), Registry)
-    for name in ("measure", "merge", "evaluate", "metric", "method", "task", "penalty"):
+    for name in ("measure", "merge", "evaluate", "metric", "method", "task", "rule"):
         assert callable(getattr(ml, name)) and getattr(ml, name).__doc__
     with pytest.raises(AttributeError, match="mesure"):
         ml.mesure  # noqa: B018
@@ -408,7 +408,7 @@ from mergelib.cli import main
 assert main({["metrics", *shared, "--extra", "--out", str(out)]}) == 0
 assert main({["merge", *shared, "--method", "tsv", "--out", str(merged)]}) == 0
 import torch, mergelib as ml
-print(len(ml.METRICS) > 28, len(ml.METHODS), len(ml.PENALTIES))
+print(len(ml.METRICS) > 28, len(ml.METHODS), len(ml.RULES))
 print(ml.evaluate(torch.nn.Flatten(), torch.eye(3).reshape(3, 3, 1, 1), torch.arange(3),
                   torch.eye(3)))
 ml.task("own", ["a", "b"])(lambda rng, sizes: {{}})

@@ -95,8 +95,8 @@ def test_the_same_call_gives_the_same_bits(problem):
 
 def test_a_study_of_strength_zero_is_plain_fine_tuning(problem):
     plain = finetune(*problem, RECIPE)
-    control = finetune(*problem, replace(RECIPE, regularizer="gradient_norm", strength=0.0))
-    pushed = finetune(*problem, replace(RECIPE, regularizer="gradient_norm", strength=1.0))
+    control = finetune(*problem, replace(RECIPE, rule="gradient_norm", strength=0.0))
+    pushed = finetune(*problem, replace(RECIPE, rule="gradient_norm", strength=1.0))
 
     def apart(state):
         return sum(float(((state[n] - plain[n]) ** 2).sum()) for n in plain) ** 0.5

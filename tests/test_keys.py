@@ -16,7 +16,7 @@ import mergelib
 from mergelib.core.errors import MergelibError
 from mergelib.merging.registry import METHODS
 from mergelib.models.finetune import Recipe
-from mergelib.models.regularizers import PENALTIES
+from mergelib.models.rules import RULES
 from mergelib.pipeline import loaded, sources, task_data
 from mergelib.pipeline.params import Run, Sizes
 from mergelib.pipeline.units import base, data, factors, gradients, merged, summary, tuned
@@ -168,14 +168,14 @@ def run():
         sizes=Sizes(train=8, calibration=20, test=4),
         pool_per_task=2,
         # a step that moves next to nothing: what the base knows is still known
-        finetune=Recipe(1, 4, learning_rate=1e-7, regularizer="gradient_norm", strength=0.1),
+        finetune=Recipe(1, 4, learning_rate=1e-7, rule="gradient_norm", strength=0.1),
     )
 
 
 def test_all_that_a_unit_runs_is_behind_its_key(run, tmp_path):
     registered = {
         data: {TASKS[task].make.__module__ for task in run.tasks},
-        tuned: {PENALTIES["gradient_norm"].function.__module__},
+        tuned: {RULES["gradient_norm"].function.__module__},
         merged: {METHODS[method].function.__module__ for method in run.methods},
     }
     singles, pair = [(task,) for task in run.tasks], [tuple(run.tasks)]

@@ -31,7 +31,7 @@ def test_a_good_file(tmp_path):
 
 def test_a_study_is_every_combination(tmp_path):
     changes = {"strengths": [0, 0.5], "seeds": [1, 2, 3]}
-    changes["finetune"] = {"regularizer": "gradient_norm"}
+    changes["finetune"] = {"rule": "gradient_norm"}
     run = load(write(tmp_path, changes))
     found = [(each.finetune.strength, each.finetune.seed) for each in run.variants()]
     assert found == [(s, k) for s in (0.0, 0.5) for k in (1, 2, 3)]
@@ -62,9 +62,14 @@ WRONG = {
     "pool too large": ({"pool_per_task": 9}, "pool_per_task"),
     "unknown edition": ({"edition": "published"}, "edition must be one of"),
     "an older file's mode": ({"mode": "paper"}, "'mode' is called 'edition': rename it"),
-    "unknown regularizer": ({"finetune": {"regularizer": "l3"}}, "unknown regularizer 'l3'"),
+    "unknown rule": ({"finetune": {"rule": "l3"}}, "unknown fine-tuning rule 'l3'"),
+    "an older file's regularizer": ({"finetune": {"regularizer": "l3"}}, "is called 'rule'"),
+    "a strength below 0": (
+        {"finetune": {"rule": "l2_to_base", "strength": -1}},
+        "strength must be 0 or more",
+    ),
     "a backbone without weights": ({"backbone": "ViT-B-32"}, "wants weights"),
-    "strengths of nothing": ({"strengths": [0.1]}, "finetune.regularizer"),
+    "strengths of nothing": ({"strengths": [0.1]}, "finetune.rule"),
 }
 
 

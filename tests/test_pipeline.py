@@ -287,7 +287,7 @@ def test_a_key_follows_what_it_depends_on(smoke):
 @pytest.mark.slow
 def test_a_study_stacks_its_variants(smoke, tmp_path):
     run = params.load(smoke)
-    recipe = replace(run.finetune, steps=1, regularizer="gradient_norm")
+    recipe = replace(run.finetune, steps=1, rule="gradient_norm")
     study = replace(run, tasks=["digits", "braille"], methods={"weight_avg": {}})
     study = replace(study, finetune=recipe, strengths=[0.0, 0.1], seeds=[0, 1])
     made = execute(study, tmp_path / "store", tmp_path / "tables", jobs=1)

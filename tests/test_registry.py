@@ -169,7 +169,7 @@ def test_a_broken_package_is_left_out_with_a_warning(things, tmp_path, monkeypat
         ("mergelib.metrics.registry", "METRICS", "mergelib.metrics"),
         ("mergelib.merging.registry", "METHODS", "mergelib.methods"),
         ("mergelib.tasks.registry", "TASKS", "mergelib.tasks"),
-        ("mergelib.models.regularizers", "PENALTIES", "mergelib.penalties"),
+        ("mergelib.models.rules", "RULES", "mergelib.rules"),
     ],
 )
 def test_each_registry_has_its_group(module, name, group):

@@ -189,7 +189,8 @@ def partner(vector: Tensors, generator: torch.Generator) -> dict[str, Tensor]:
     """
     made = {}
     for name, tensor in vector.items():
-        flat = tensor.detach().reshape(tensor.shape[0] if tensor.ndim else 1, -1)
+        rows = tensor.shape[0] if tensor.ndim else 1
+        flat = tensor.detach().reshape(rows, tensor.numel() // max(rows, 1))
         for axis, shape in ((0, (-1, 1)), (1, (1, -1))):
             size = flat.shape[axis]
             order = torch.randperm(size, generator=generator).to(flat.device)
