@@ -66,7 +66,7 @@ WRONG = {
     "an older file's regularizer": ({"finetune": {"regularizer": "l3"}}, "is called 'rule'"),
     "a strength below 0": (
         {"finetune": {"rule": "l2_to_base", "strength": -1}},
-        "strength must be 0 or more",
+        "finetune.strength want",
     ),
     "a backbone without weights": ({"backbone": "ViT-B-32"}, "wants weights"),
     "strengths of nothing": ({"strengths": [0.1]}, "finetune.rule"),

@@ -23,12 +23,11 @@ from studies.category_fits import (
     ablation,
     beside_known,
     category_sets,
-    known_summary,
     redundancy,
     restrict,
 )
 from studies.compare import compare
-from studies.display import grid, rounded
+from studies.display import grid
 from studies.freeze import FITTED
 from studies.inputs import PUBLISHED
 from studies.l1_selection import (
@@ -202,9 +201,7 @@ def test_without_zero_shot_accuracy_only_base_knowledge_is_undefined(tables, pai
     assert beside.loc["metrics", "r"].iloc[0] == pytest.approx(asked["r_pooled"])
     assert beside.loc[["known", "both"], "r"].isna().all()
     assert beside[["difference", "low", "high"]].isna().all(axis=None)
-    shown = rounded(known_summary(beside.reset_index()))
-    assert shown.loc["known"].tolist()[:4] == ["–"] * 4
-    assert shown.loc["metrics", "features"] == len(pairs.metrics)
+    assert beside.loc["metrics", "n_metrics"].eq(len(pairs.metrics)).all()
 
 
 def test_leave_two_out_speaks_of_the_pooled_r(pairs):
@@ -332,10 +329,6 @@ def test_metrics_beside_what_is_known_before_merging(tables, pairs):
     row = table.loc[("both", "ties")]
     assert row["difference"] == pytest.approx(row["r"] - table.loc[("known", "ties"), "r"])
     assert table.loc["known", "n_metrics"].eq(10).all()
-    shown = known_summary(table.reset_index())
-    assert shown.loc["both", "mean r"] == pytest.approx(table.loc["both", "r"].mean())
-    above = sum(table.loc[("both", m), "low"] > 0 for m in METHODS)
-    assert shown.loc["both", "interval above 0"] == above and (shown["methods"] == 3).all()
 
 
 def test_redundancy_is_adjusted_r_squared_on_the_other_categories(pairs):
@@ -563,10 +556,9 @@ def test_spread_over_starts_is_that_of_single_fits(pairs):
 # ---- Tables as the book prints them -----------------------------------------------------------
 
 
-def test_long_tables_are_spread_out_in_order_and_rounded():
+def test_long_tables_are_spread_out_in_order():
     frame = pd.DataFrame({"a": ["y", "y", "x", "x"], "b": ["q", "p"] * 2,
                           "v": [0.126, -0.001, np.nan, 2.0]})  # fmt: skip
     wide = grid(frame, "a", "b", "v")
     assert list(wide.index) == ["y", "x"] and list(wide.columns) == ["q", "p"]
-    shown = rounded(wide)
-    assert shown.loc["y"].tolist() == ["0.13", "0.00"] and shown.loc["x"].tolist() == ["–", "2.00"]
+    assert wide.loc["y"].tolist() == [0.126, -0.001] and wide.loc["x", "p"] == 2.0

@@ -100,23 +100,6 @@ def beside_known(
     return table.rename(columns={"r_first": "r_known"})
 
 
-def known_summary(table: pd.DataFrame) -> pd.DataFrame:
-    """`beside_known` over the methods: index features; columns metrics, mean_r, the least and the
-    most difference, and for how many methods its interval lies above and below 0."""
-    groups = table.groupby("features", sort=False)
-    return pd.DataFrame(
-        {
-            "features": groups["n_metrics"].first(),
-            "mean r": groups["r"].mean(),
-            "least difference": groups["difference"].min(),
-            "most": groups["difference"].max(),
-            "interval above 0": groups["low"].agg(lambda low: int((low > 0).sum())),
-            "below 0": groups["high"].agg(lambda high: int((high < 0).sum())),
-            "methods": groups.size(),
-        }
-    ).rename_axis(None)
-
-
 def _against_first(sets, target, split, predictor, relabel, starts, seed, draws) -> pd.DataFrame:
     """Fit each of the labelled feature sets; pair its scores with those of the first."""
     pairs = sets[0][1]

@@ -367,19 +367,6 @@ def grid(frame: pd.DataFrame, rows: str, columns: str, values: str) -> pd.DataFr
     return wide.rename_axis(index=None, columns=None)
 
 
-def rounded(frame: pd.DataFrame, digits: int = 2) -> pd.DataFrame:
-    """Numbers with `digits` decimals as text, a dash for what is undefined, no negative zero."""
-
-    def text(value: Any) -> Any:
-        if value is None or value is pd.NA or value != value:
-            return "–"
-        if isinstance(value, float):
-            return f"{round(value, digits) + 0.0:.{digits}f}"
-        return value
-
-    return frame.astype(object).map(text)
-
-
 def beside(frames: Mapping[str, pd.DataFrame], on: str) -> pd.DataFrame:
     """Tables of several sources as one: `on`, then each source's columns as "source: column".
 

@@ -160,8 +160,9 @@ def _rules(run: Run) -> dict[str, bool]:
     """What must hold of the values, by the complaint where it does not."""
     recipe, sizes = run.finetune, run.sizes
     return {
-        "strengths want finetune.rule, and strengths and finetune.strength must be 0 or more": (
-            all(s >= 0 for s in run.strengths) and (bool(recipe.rule) or not any(run.strengths))
+        "strengths and finetune.strength want finetune.rule and must be 0 or more": (
+            all(s >= 0 for s in (*run.strengths, recipe.strength or 0))
+            and (bool(recipe.rule) or not any((*run.strengths, recipe.strength or 0)))
         ),
         f"backbone {run.backbone} wants weights: a file, or a tag of open_clip such as openai": (
             bool(run.weights) or run.backbone == GLYPH_VIT

@@ -1,0 +1,209 @@
+"""What the study's tables say: gains over the control, their spread over seeds and tasks.
+
+Every comparison is of the same seed, pair of tasks and method, against the control of the same
+number of steps, or against the curve of all controls at the same single-task accuracy.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from mergelib.core.store import read_json, read_table
+from mergelib.pairs.inference import interval, task_weights
+from mergelib.pairs.tables import KEYS, ends, outcomes, pair_accuracy
+from studies.training.stages import NAMED
+from studies.training.variants import CONTROL
+
+UNIT = ["seed", *KEYS]  # one merge of a method: both spreads are over these
+
+
+@dataclass(frozen=True)
+class Results:
+    """The study's tables, in the columns of `studies.training.stages`.
+
+    merges has raw (mean accuracy of both tasks), tuned (the same at the best scale), normalized and
+    single (mean accuracy of the two single models) added.
+    """
+
+    merges: pd.DataFrame
+    many: pd.DataFrame
+    tasks: pd.DataFrame
+    metrics: pd.DataFrame
+    search: pd.DataFrame
+    scales: pd.DataFrame
+    meta: dict[str, Any]
+
+
+def read(folder: Path) -> Results:
+    """The tables in a folder. Raises MergelibError for a missing one."""
+    names = ("merges", "many", "tasks", "metrics", "search", "scales")
+    held = {name: read_table(Path(folder) / f"{name}.csv") for name in names}
+    merges = outcomes(held["merges"])
+    best = merges.rename(columns={"acc_a": "old_a", "acc_b": "old_b"})
+    best = best.rename(columns={"best_a": "acc_a", "best_b": "acc_b"})
+    single = merges[["single_a", "single_b"]].mean(axis=1)
+    held["merges"] = merges.assign(tuned=pair_accuracy(best), single=single)
+    return Results(**held, meta=read_json(Path(folder) / "meta.json"))
+
+
+# ---- Spread over seeds and tasks ----------------------------------------------------------------
+
+
+def weights(index: pd.MultiIndex, draws: int, seed: int) -> np.ndarray:
+    """How often each (seed, task_a, task_b) counts in bootstrap samples, (draws, units).
+
+    Tasks and seeds are drawn with replacement, each apart; a unit counts times of its seed x times
+    of one task x times of the other.
+    """
+    frame = index.to_frame(index=False)
+    of_pairs = task_weights(ends(pd.MultiIndex.from_frame(frame[KEYS])), draws, seed)
+    number, seeds = pd.factorize(frame["seed"])
+    rng = np.random.default_rng([seed, 6])
+    times = rng.multinomial(len(seeds), np.full(len(seeds), 1 / len(seeds)), size=draws)
+    return of_pairs * times[:, number]
+
+
+def means(table: pd.DataFrame, value: str, draws: int = 0, seed: int = 0) -> pd.DataFrame:
+    """Mean of a column of merges for each variant: over methods, then over seeds and pairs.
+
+    Rows: the mean itself, then (if asked) bootstrap samples; columns: variants (rule, strength,
+    steps). A sample of one task alone, which has no pair, is NaN.
+    """
+    wide = table.groupby([*UNIT, *NAMED], sort=False)[value].mean().unstack(NAMED)
+    held = np.vstack([np.ones(len(wide)), *([weights(wide.index, draws, seed)] if draws else [])])
+    total = held.sum(axis=1, keepdims=True)
+    with np.errstate(invalid="ignore"):
+        return pd.DataFrame(held @ wide.to_numpy() / total, columns=wide.columns)
+
+
+def summarized(drawn: pd.DataFrame) -> pd.DataFrame:
+    """Mean and 95 % interval of each column of `means`-like draws: rule, strength, steps, …"""
+    low, high = interval(drawn.to_numpy()[1:])
+    named = drawn.columns.to_frame(index=False)
+    return named.assign(mean=drawn.iloc[0].to_numpy(), low=low, high=high)
+
+
+# ---- Gains --------------------------------------------------------------------------------------
+
+
+def over_control(drawn: pd.DataFrame) -> pd.DataFrame:
+    """Each variant's column of `means` minus that of the control of the same steps."""
+    rules = [column for column in drawn.columns if column[0] != CONTROL]
+    control = drawn[[(CONTROL, 0.0, column[2]) for column in rules]].to_numpy()
+    return drawn[rules] - control
+
+
+def at_equal_accuracy(raw: pd.DataFrame, single: pd.DataFrame) -> pd.DataFrame:
+    """Each variant's raw accuracy minus the controls' at its single-task accuracy.
+
+    The controls of all numbers of steps make a curve, raw by single-task accuracy, linear between
+    them; NaN beyond its ends. `raw` and `single` from `means` with the same draws.
+    """
+    controls = [column for column in raw.columns if column[0] == CONTROL]
+    rules = [column for column in raw.columns if column[0] != CONTROL]
+    out = np.full((len(raw), len(rules)), np.nan)
+    for k, (x, y) in enumerate(
+        zip(single[controls].to_numpy(), raw[controls].to_numpy(), strict=True)
+    ):
+        order = np.argsort(x, kind="stable")
+        at = single[rules].iloc[k].to_numpy()
+        curve = np.interp(at, x[order], y[order], left=np.nan, right=np.nan)
+        out[k] = raw[rules].iloc[k].to_numpy() - curve
+    return pd.DataFrame(out, columns=pd.MultiIndex.from_tuples(rules, names=NAMED))
+
+
+def gains(results: Results, draws: int = 2000, seed: int = 0) -> pd.DataFrame:
+    """Every judged variant: what it gains in merges and loses in single models, in fractions.
+
+    Columns: rule, strength, steps; gain, low, high (raw accuracy of merges of pairs over the
+    control's, mean over methods, 95 % bootstrap interval over seeds and tasks); tuned, tuned_low,
+    tuned_high (the same, both at their best scales); equal, equal_low, equal_high (over the
+    controls at the same single-task accuracy); lost, lost_low, lost_high (single-task accuracy,
+    control minus rule); normalized (its gain); raw and single (both themselves).
+    """
+    drawn = {
+        value: means(results.merges, value, draws, seed)
+        for value in ("raw", "tuned", "normalized", "single")
+    }
+    table = summarized(over_control(drawn["raw"])).rename(columns={"mean": "gain"})
+    others = {
+        "tuned": over_control(drawn["tuned"]),
+        "equal": at_equal_accuracy(drawn["raw"], drawn["single"]),
+        "lost": -over_control(drawn["single"]),
+    }
+    for name, values in others.items():
+        part = summarized(values).set_index(NAMED)
+        renamed = {"mean": name, "low": f"{name}_low", "high": f"{name}_high"}
+        table = table.join(part.rename(columns=renamed), on=NAMED)
+    for name in ("normalized", "raw", "single"):
+        one = drawn[name] if name != "normalized" else over_control(drawn[name])
+        table = table.join(one.iloc[0].rename(name), on=NAMED)
+    return table
+
+
+def by_method(
+    results: Results, variant: Sequence, draws: int = 2000, seed: int = 0
+) -> pd.DataFrame:
+    """A variant's gain by method: gain, low, high and at the best scales tuned, tuned_low, …"""
+    rows = []
+    held = results.merges
+    control = (CONTROL, 0.0, variant[2])
+    wanted = pd.MultiIndex.from_frame(held[NAMED]).isin([tuple(variant), control])
+    for method, part in held[wanted].groupby("method", sort=False):
+        row: dict[str, Any] = {"method": method}
+        for value, name in (("raw", "gain"), ("tuned", "tuned")):
+            found = summarized(over_control(means(part, value, draws, seed))).iloc[0]
+            prefix = "" if name == "gain" else f"{name}_"
+            row |= {
+                name: found["mean"],
+                f"{prefix}low": found["low"],
+                f"{prefix}high": found["high"],
+            }
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def of_all(results: Results) -> pd.DataFrame:
+    """Merges of all models at once: gain over the control, mean over tasks and methods.
+
+    Columns: rule, strength, steps, seeds, gain, least, most (over seeds), tuned.
+    """
+    wide = {
+        value: results.many.groupby(["seed", *NAMED], sort=False)[value].mean().unstack(NAMED)
+        for value in ("acc", "best")
+    }
+    gain, tuned = (over_control(table) for table in wide.values())
+    return pd.DataFrame(
+        {
+            "seeds": gain.count(),
+            "gain": gain.mean(),
+            "least": gain.min(),
+            "most": gain.max(),
+            "tuned": tuned.mean(),
+        }
+    ).reset_index()
+
+
+def drivers(results: Results) -> pd.DataFrame:
+    """How each metric moves with a rule, and whether the merges move with it.
+
+    Rows: metrics; columns: rule-wise correlation `r_variants` of the change of the metric's mean
+    with the gain of raw accuracy, over variants; and `r_pairs`, the mean over variants of the same
+    correlation over the pairs of a variant (each the mean over seeds); n_variants, n_pairs.
+    """
+    names = [c for c in results.metrics.columns if c not in (*NAMED, *UNIT)]
+    on = [*KEYS, *NAMED]
+    raw = results.merges.groupby(on, sort=False)["raw"].mean().unstack(NAMED)
+    gain = over_control(raw)
+    rows = []
+    for name in names:
+        value = results.metrics.groupby(on, sort=False)[name].mean().unstack(NAMED)
+        change = over_control(value).reindex(index=gain.index, columns=gain.columns)
+        each = [change[c].corr(gain[c]) for c in gain.columns]
+        across = change.mean().corr(gain.mean())
+        rows.append((name, across, float(np.nanmean(each)), len(gain.columns), len(gain)))
+    return pd.DataFrame(rows, columns=["metric", "r_variants", "r_pairs", "n_variants", "n_pairs"])
