@@ -82,7 +82,9 @@ def means(table: pd.DataFrame, value: str, draws: int = 0, seed: int = 0) -> pd.
 
 def summarized(drawn: pd.DataFrame) -> pd.DataFrame:
     """Mean and 95 % interval of each column of `means`-like draws: rule, strength, steps, …"""
-    low, high = interval(drawn.to_numpy()[1:])
+    low, high = np.full((2, drawn.shape[1]), np.nan)
+    known = drawn.iloc[1:].notna().any().to_numpy()
+    low[known], high[known] = interval(drawn.to_numpy()[1:, known])
     named = drawn.columns.to_frame(index=False)
     return named.assign(mean=drawn.iloc[0].to_numpy(), low=low, high=high)
 
