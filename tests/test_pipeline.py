@@ -285,22 +285,6 @@ def test_a_key_follows_what_it_depends_on(smoke):
 
 
 @pytest.mark.slow
-def test_a_study_stacks_its_variants(smoke, tmp_path):
-    run = params.load(smoke)
-    recipe = replace(run.finetune, steps=1, rule="gradient_norm")
-    study = replace(run, tasks=["digits", "braille"], methods={"weight_avg": {}})
-    study = replace(study, finetune=recipe, strengths=[0.0, 0.1], seeds=[0, 1])
-    made = execute(study, tmp_path / "store", tmp_path / "tables", jobs=1)
-    found = made["merges"][["strength", "seed"]].to_numpy().tolist()
-    assert found == [[0.0, 0], [0.0, 1], [0.1, 0], [0.1, 1]]
-    assert sorted(p.name for p in (tmp_path / "tables").iterdir()) == [
-        "merges.csv",
-        "meta.json",
-        "tasks.csv",
-    ]
-
-
-@pytest.mark.slow
 def test_another_backbone_runs_the_same_line(smoke, tmp_path):
     run = params.load(smoke)
     sizes = replace(run.sizes, train=4, calibration=2, test=3)

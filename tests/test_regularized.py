@@ -1,5 +1,6 @@
 """Studies of penalties: published anchors, names of released runs, literal sums."""
 
+import itertools
 import json
 
 import numpy as np
@@ -7,7 +8,6 @@ import pandas as pd
 import pytest
 
 from mergelib.core.errors import MergelibError
-from mergelib.core.store import write_json, write_table
 from studies import regularization
 from studies.freeze import main
 from studies.gains import against_others, retraining, summarize_gains
@@ -15,8 +15,8 @@ from studies.inputs import PUBLISHED as FROZEN
 from studies.regularization import (
     DOWNLOADED,
     INERT,
+    Study,
     beside_control,
-    beside_zero_shot,
     by_task,
     contents,
     control_over_base,
@@ -60,96 +60,78 @@ def test_a_name_of_another_form_is_refused():
     with pytest.raises(MergelibError, match="'dropout_0.1' names no penalty"):
         named("dropout_0.1")
     with pytest.raises(MergelibError, match="ViT-B-32_AdamW has no regularized runs"):
-        read_study("ViT-B-32_AdamW", "")
+        read_study(setting="ViT-B-32_AdamW")
 
 
-# ---- A small study of the benchmark's form ------------------------------------------------------
+# ---- A small study of the released form ---------------------------------------------------------
+
+VARIANTS = (DOWNLOADED, INERT, "strong")
 
 
-@pytest.fixture
-def small(tmp_path):
+@pytest.fixture(scope="module")
+def small():
+    """Four tasks, two methods; the downloaded models once, two runs of each other variant."""
     rng = np.random.default_rng(0)
-    tasks, single = [], {}
-    for strength in (0.0, 0.1, 0.01):
-        for seed in (0, 1):
-            for task in "abcd":
-                single[task, strength, seed] = rng.uniform(0.7, 0.9)
-                tasks.append((task, single[task, strength, seed], strength, seed))
-    merges = [
-        (a, b, method, *rng.uniform(0.4, 0.7, 2), single[a, s, k], single[b, s, k], k, s)
-        for s in (0.0, 0.1, 0.01)
-        for k in (0, 1)
-        for a, b in ("ab", "ac", "ad", "bc", "bd", "cd")
-        for method in ("tsv", "ties")
-    ]
-    accuracies = ["acc_a", "acc_b", "single_a", "single_b"]
-    columns = ["task_a", "task_b", "method", *accuracies, "seed", "strength"]
-    write_table(tmp_path / "merges.csv", pd.DataFrame(merges, columns=columns))
-    columns = ["task", "fine_tuned", "strength", "seed"]
-    write_table(tmp_path / "tasks.csv", pd.DataFrame(tasks, columns=columns))
-    write_json(tmp_path / "meta.json", {"source": "test"})
-    return tmp_path
-
-
-def test_the_benchmarks_study(small):
-    study = read_study("benchmark", small)
-    assert (study.control, study.base, study.shown) == ("λ = 0", "λ = 0", "λ = 0.01")
-    single = study.tasks.set_index(["task", "variant", "run"])["fine_tuned"]
-    for row in study.merges.itertuples():
-        base = [single[t, "λ = 0", row.run] for t in (row.task_a, row.task_b)]
-        own = [single[t, row.variant, row.run] for t in (row.task_a, row.task_b)]
-        accuracy = np.array([row.acc_a, row.acc_b])
-        np.testing.assert_allclose(row.fixed, (accuracy / base).mean())
-        np.testing.assert_allclose(row.own, (accuracy / own).mean())
-    table = contents(study)
-    assert list(table.index) == ["λ = 0", "λ = 0.01", "λ = 0.1"]
-    assert (table["runs"] == 2).all() and (table["pairs"] == 6).all()
-    assert control_over_base(study).empty
-    assert published_gains(study).empty and shared_results(study.every).empty
-
-
-def test_single_models_beside_zero_shot(small):
-    tasks = read_study("benchmark", small).tasks
-    found = beside_zero_shot(
-        tasks.assign(zero_shot=tasks["task"].map(dict(a=0.1, b=0.2, c=0.3, d=0.4)))
+    runs = [(v, r) for v in VARIANTS for r in ("x", "y") if v != DOWNLOADED or r == "x"]
+    single = {(t, v, r): rng.uniform(0.7, 0.9) for v, r in runs for t in "abcd"}
+    rows = []
+    for (v, r), (a, b), method in itertools.product(
+        runs, itertools.combinations("abcd", 2), ("tsv", "ties")
+    ):
+        accuracy = rng.uniform(0.4, 0.7, 2)
+        base, own = (
+            np.array([single[t, *of] for t in (a, b)]) for of in ((DOWNLOADED, "x"), (v, r))
+        )
+        values = (accuracy.mean(), (accuracy / base).mean(), (accuracy / own).mean())
+        rows.append((a, b, method, v, r, *accuracy, *base, *values))
+    columns = ["acc_a", "acc_b", "base_a", "base_b", "raw", "fixed", "own"]
+    merges = pd.DataFrame(rows, columns=["task_a", "task_b", "method", "variant", "run", *columns])
+    tasks = pd.DataFrame(
+        [(*of, value) for of, value in single.items()],
+        columns=["task", "variant", "run", "fine_tuned"],
     )
-    assert list(found.index) == [*"abcd", "mean"]
-    assert found["zero_shot"].to_list() == pytest.approx([0.1, 0.2, 0.3, 0.4, 0.25])
-    one = tasks[(tasks["task"] == "c") & (tasks["variant"] == "λ = 0.1")]["fine_tuned"]
-    assert len(one) == 2 and found.loc["c", "λ = 0.1"] == pytest.approx(one.mean())
-    assert found.loc["mean", "λ = 0"] == pytest.approx(found["λ = 0"].iloc[:4].mean())
+    return Study(merges, merges, tasks, {"source": "test"})
+
+
+def test_what_a_study_holds(small):
+    table = contents(small)
+    assert list(table.index) == list(VARIANTS)
+    assert table["runs"].tolist() == [1, 2, 2] and (table["pairs"] == 6).all()
+    assert shared_results(small.every).empty
 
 
 def test_gains_by_task_and_by_denominator(small):
-    study = read_study("benchmark", small)
-    frame = study.merges.set_index(["task_a", "task_b", "method", "variant", "run"])
-    found = by_task(study)
+    frame = small.merges.set_index(["task_a", "task_b", "method", "variant", "run"])
+    found = by_task(small)
     for task in "abcd":
         shares = []
-        for row in study.merges.itertuples():
-            if row.method != "ties" or row.variant != "λ = 0.01" or task not in row[1:3]:
+        for a, b in itertools.combinations("abcd", 2):
+            if task not in (a, b):
                 continue
-            side = "a" if row.task_a == task else "b"
-            key = (row.task_a, row.task_b, "ties")
-            new, old = (frame.loc[(*key, v, row.run)] for v in ("λ = 0.01", "λ = 0"))
-            gain = new[f"acc_{side}"] - old[f"acc_{side}"]
-            shares.append(gain / old[f"base_{side}"])
+            side = "a" if a == task else "b"
+            old = frame.loc[(a, b, "ties", DOWNLOADED, "x")]
+            for r in "xy":
+                new = frame.loc[(a, b, "ties", INERT, r)]
+                shares.append((new[f"acc_{side}"] - old[f"acc_{side}"]) / old[f"base_{side}"])
         assert found.loc[task, "ties"] == pytest.approx(np.mean(shares))
     assert found.loc["all", "ties"] == pytest.approx(found.loc[list("abcd"), "ties"].mean())
     assert found.mean(axis=1).iloc[:4].is_monotonic_decreasing
-    table = denominators(study).loc[("tsv", "λ = 0.1")]
+    table = denominators(small).loc[("tsv", "strong")]
     for value in ("raw", "fixed", "own"):
-        means = study.merges[study.merges["method"] == "tsv"].groupby("variant")[value].mean()
-        assert table[value] == pytest.approx(means["λ = 0.1"] - means["λ = 0"])
+        means = small.merges[small.merges["method"] == "tsv"].groupby("variant")[value].mean()
+        assert table[value] == pytest.approx(means["strong"] - means[DOWNLOADED])
     assert table["runs"] == 2
+    placebo = control_over_base(small, draws=20).set_index("method")
+    expected = small.merges[small.merges["method"] == "tsv"].groupby("variant")["fixed"].mean()
+    assert placebo.loc["tsv", "mean"] == pytest.approx(expected[INERT] - expected[DOWNLOADED])
 
 
 def test_variants_beside_the_controls_runs(small):
-    study = read_study("benchmark", small)
-    active = summarize_gains(study.gains(), draws=20)
-    again = against_others(study.merges, "fixed", study.control)
+    active = summarize_gains(small.gains(), draws=20)
+    assert set(active["variant"]) == {"strong"}
+    again = against_others(small.merges, "fixed", INERT)
     found = beside_control(active, summarize_gains(again, by=("run",), draws=20))
-    change = retraining(study.merges, "fixed", study.control).set_index("method")["change"]
+    change = retraining(small.merges, "fixed", INERT).set_index("method")["change"]
     for row in found.itertuples():
         size = abs(change[row.method])  # of two runs, one against the other
         np.testing.assert_allclose([row.lowest, row.highest], [-size, size])
@@ -182,7 +164,7 @@ def test_copies_are_found_and_counted_once():
 
 @pytest.fixture(scope="module")
 def held():
-    return read_study(SETTING, "")
+    return read_study()
 
 
 @pytest.fixture(scope="module")

@@ -1,8 +1,9 @@
-"""Studies of penalties in fine-tuning in one kind of table: the benchmark's and the released one.
+"""The released study of penalties in fine-tuning, and what is in its files.
 
 Every merge belongs to a `variant`, the penalty as far as it has a gradient, and to a `run`, one
 training of it. Released runs whose penalty has no gradient are re-trainings without one: together
-they are the control (`INERT`). What was downloaded instead of trained is a variant of its own.
+they are the control (`INERT`). What was downloaded instead of trained is a variant of its own, the
+base that the study subtracts (`DOWNLOADED`).
 """
 
 import itertools
@@ -14,8 +15,7 @@ import numpy as np
 import pandas as pd
 
 from mergelib.core.errors import MergelibError
-from mergelib.core.store import read_json, read_table
-from mergelib.pairs.tables import BENCHMARK, KEYS, outcomes, pair_accuracy
+from mergelib.pairs.tables import KEYS, pair_accuracy
 from studies.gains import gains, summarize_gains
 from studies.inputs import PUBLISHED as FROZEN
 from studies.retrainings import DOWNLOADED, INERT, SETTING, Retrainings, read_retrainings
@@ -38,70 +38,38 @@ PUBLISHED = {
 
 @dataclass(frozen=True)
 class Study:
-    """Merges and single models of a study of penalties.
+    """Merges and single models of the re-trained models.
 
     every: task_a, task_b, method, variant, run, acc_a, acc_b, base_a, base_b (single-task
-    accuracies of the base), raw (mean accuracy), fixed and own (mean of the accuracies divided by
-    those of the base and of the run's own single models; NaN where those are not known).
-    merges: the same without copies (`without_copies`). tasks: task, variant, run, fine_tuned.
-    `control`: the variant trained by the same code without a penalty that acts; `base`: what the
-    study subtracted, the control or what was downloaded. `paired`: runs of the same name share
-    seed and batches. `shown`: the variant whose gain over the base is followed to single tasks.
+    accuracies of the downloaded models), raw (mean accuracy), fixed and own (mean of the accuracies
+    divided by those of the downloaded and of the run's own single models; NaN where those are not
+    known). merges: the same without copies (`without_copies`). tasks: task, variant, run,
+    fine_tuned.
     """
 
     every: pd.DataFrame
     merges: pd.DataFrame
     tasks: pd.DataFrame
     meta: dict[str, Any]
-    control: str
-    base: str
-    paired: bool
-    shown: str
 
     def gains(self, value: str = "fixed") -> pd.DataFrame:
         """Gains of the variants with a penalty that acts over the control; see `studies.gains`."""
         trained = self.merges[self.merges["variant"] != DOWNLOADED]
-        return gains(trained, value, self.control, paired=self.paired)
+        return gains(trained, value, INERT, paired=False)
 
 
-def read_study(source: str, study: str | Path, published: str | Path = FROZEN) -> Study:
-    """The study of a source: "benchmark" reads the folder `study`, else the frozen `published`.
+def read_study(published: str | Path = FROZEN, setting: str = SETTING) -> Study:
+    """The released study in the frozen tables.
 
-    Raises MergelibError for a released setting without regularized runs and as readers of files do.
+    Raises MergelibError for a setting without regularized runs and as readers of files do.
     """
-    if source == BENCHMARK:
-        return _benchmark(Path(study))
-    if source != SETTING:
-        raise MergelibError(f"{source} has no regularized runs: give {BENCHMARK} or {SETTING}")
-    return released_study(read_retrainings(Path(published) / SETTING))
-
-
-def _benchmark(folder: Path) -> Study:
-    merges, tasks = (read_table(folder / f"{name}.csv") for name in ("merges", "tasks"))
-    meta = read_json(folder / "meta.json")
-    strengths = sorted(tasks["strength"].unique())
-    merges, tasks = (
-        frame.assign(
-            variant=[f"λ = {value:g}" for value in frame["strength"]], run=frame["seed"].map(str)
-        )
-        for frame in (
-            table.sort_values("strength", kind="stable", ignore_index=True)
-            for table in (outcomes(merges).rename(columns={"normalized": "own"}), tasks)
-        )
-    )
-    names = [f"λ = {value:g}" for value in strengths]
-    control = tasks[tasks["variant"] == "λ = 0"].set_index(["task", "run"])["fine_tuned"]
-    if control.empty or len(names) < 2:
-        raise MergelibError(f"{folder} holds the strengths {strengths}: it needs 0 and one more")
-    for side in ("a", "b"):
-        index = pd.MultiIndex.from_frame(merges[[f"task_{side}", "run"]])
-        merges[f"base_{side}"] = control.reindex(index).to_numpy()
-    every = merges.assign(fixed=pair_accuracy(merges, "base"))
-    return Study(every, every, tasks, meta, names[0], names[0], True, names[1])
+    if setting != SETTING:
+        raise MergelibError(f"{setting} has no regularized runs: give {SETTING}")
+    return released_study(read_retrainings(Path(published) / setting))
 
 
 def released_study(held: Retrainings) -> Study:
-    """The released re-trainings as a study: over the downloaded models, beside the placebo."""
+    """The re-trainings as a study: over the downloaded models, beside the placebo."""
     keys = ["task", "variant", "run"]
     single = held.singles.set_index(keys)["fine_tuned"]
     merges = held.merges.copy()
@@ -114,7 +82,7 @@ def released_study(held: Retrainings) -> Study:
     for value, unit in (("fixed", "base"), ("raw", None), ("own", "own")):
         merges[value] = pair_accuracy(merges, unit)
     unique = without_copies(merges)
-    return Study(merges, unique, held.singles, held.meta, INERT, DOWNLOADED, False, INERT)
+    return Study(merges, unique, held.singles, held.meta)
 
 
 # ---- Files that are copies of each other --------------------------------------------------------
@@ -169,7 +137,7 @@ def contents(study: Study) -> pd.DataFrame:
         for variant, part in study.every.groupby("variant", sort=False)
     }
     frame = pd.DataFrame.from_dict(rows, orient="index")
-    first = [name for name in (study.base, study.control) if name in rows]
+    first = [name for name in (DOWNLOADED, INERT) if name in rows]
     return frame.loc[list(dict.fromkeys([*first, *frame.index]))]
 
 
@@ -178,13 +146,10 @@ def published_gains(study: Study, draws: int = 2000, seed: int = 0) -> pd.DataFr
 
     version, method, published, files (difference of the two files' means, as published), common
     (over the pairs that both have) with its 95 % task-bootstrap interval low, high, and pairs;
-    in fractions; "mean" over methods on the pairs that all of them have. Empty where nothing was
-    published.
+    in fractions; "mean" over methods on the pairs that all of them have.
     """
     columns = ["version", "method", "published", "files", "common", "low", "high", "pairs"]
     held = study.every[study.every["run"].isin([PUBLISHED_RUN, DOWNLOADED])]
-    if not (held["run"] == PUBLISHED_RUN).any():
-        return pd.DataFrame(columns=columns)
     means = held.groupby(["method", "run"])["fixed"].mean().unstack("run")
     files = means[PUBLISHED_RUN] - means[DOWNLOADED]
     table = gains(held.assign(variant=held["run"]), "fixed", DOWNLOADED, paired=False)
@@ -205,16 +170,14 @@ def published_gains(study: Study, draws: int = 2000, seed: int = 0) -> pd.DataFr
 
 
 def control_over_base(study: Study, draws: int = 2000, seed: int = 0) -> pd.DataFrame:
-    """Gain of the control, no penalty acting, over the base: a placebo's.
+    """Gain of the control, no penalty acting, over the downloaded models: a placebo's.
 
     Per method: runs, mean with its 95 % task-bootstrap interval low, high, and run_min, run_max;
-    see `studies.gains.summarize_gains`. Empty where the control is the base.
+    see `studies.gains.summarize_gains`.
     """
     columns = ["method", "runs", "mean", "low", "high", "run_min", "run_max"]
-    if study.control == study.base:
-        return pd.DataFrame(columns=columns)
-    held = study.merges[study.merges["variant"].isin([study.control, study.base])]
-    table = gains(held, "fixed", study.base, paired=study.paired)
+    held = study.merges[study.merges["variant"].isin([INERT, DOWNLOADED])]
+    table = gains(held, "fixed", DOWNLOADED, paired=False)
     return summarize_gains(table, draws=draws, seed=seed)[columns]
 
 
@@ -238,7 +201,7 @@ def beside_control(active: pd.DataFrame, again: pd.DataFrame) -> pd.DataFrame:
 
 
 def by_task(study: Study) -> pd.DataFrame:
-    """Gain of `study.shown` over `study.base`, task by task: rows tasks, columns methods.
+    """Gain of the control over the downloaded models, task by task: rows tasks, columns methods.
 
     Mean over a task's pairs and runs of its accuracy in the merge divided by the baseline's single
     model's, minus the same of the base. Sorted by the mean over methods, largest first; then the
@@ -252,8 +215,8 @@ def by_task(study: Study) -> pd.DataFrame:
         for side in ("a", "b")
     ]
     long = pd.concat(sides, ignore_index=True)
-    table = gains(long, "share", study.base, ["task", *KEYS], study.paired)
-    table = table[table["variant"] == study.shown]
+    table = gains(long, "share", DOWNLOADED, ["task", *KEYS], paired=False)
+    table = table[table["variant"] == INERT]
     each = table.groupby(["task", "method"], sort=False)["gain"].mean().unstack("method")
     each = each[list(dict.fromkeys(study.merges["method"]))]
     mean = each.mean(axis=1).round(9)  # a tie in all printed digits goes by name
@@ -275,7 +238,7 @@ def denominators(study: Study) -> pd.DataFrame:
     """
     known = study.merges[study.merges["own"].notna()]
     found = [
-        gains(known, value, study.base, paired=study.paired)
+        gains(known, value, DOWNLOADED, paired=False)
         .groupby(["method", "variant"], sort=False)
         .agg(**{"runs": ("run", "nunique"), value: ("gain", "mean")})
         for value in VALUES
@@ -283,24 +246,13 @@ def denominators(study: Study) -> pd.DataFrame:
     return pd.concat([found[0], *(part.drop(columns="runs") for part in found[1:])], axis=1)
 
 
-def beside_zero_shot(tasks: pd.DataFrame) -> pd.DataFrame:
-    """Per task, and on average: zero_shot and every variant's fine-tuned accuracy, mean over runs.
-
-    `tasks` of a study that records zero_shot. Tasks in their order, then the row "mean".
-    """
-    wide = tasks.pivot_table(index="task", columns="variant", values="fine_tuned", sort=False)
-    wide.insert(0, "zero_shot", tasks.groupby("task", sort=False)["zero_shot"].mean())
-    wide.loc["mean"] = wide.mean()
-    return wide.rename_axis(index="task", columns=None)
-
-
 def published_run(study: Study) -> pd.DataFrame:
     """The run of the published gain among the control's: gains over the base, mean over pairs.
 
     Per method: published, and lowest, highest of the control's other runs.
     """
-    held = study.merges[study.merges["variant"].isin([study.control, study.base])]
-    found = gains(held, "fixed", study.base, paired=study.paired)
+    held = study.merges[study.merges["variant"].isin([INERT, DOWNLOADED])]
+    found = gains(held, "fixed", DOWNLOADED, paired=False)
     means = found.groupby(["method", "run"], sort=False)["gain"].mean().unstack("run")
     means = means.loc[list(dict.fromkeys(found["method"]))]
     others = means.drop(columns=PUBLISHED_RUN)

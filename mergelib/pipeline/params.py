@@ -1,7 +1,7 @@
 """Run parameters: a YAML file read into typed records, every mistake named."""
 
 from collections.abc import Mapping
-from dataclasses import MISSING, dataclass, field, fields, is_dataclass, replace
+from dataclasses import MISSING, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
@@ -47,28 +47,11 @@ class Run:
     device: str = "auto"
     bfloat16: bool = False
     compile: bool = False  # the encoder that evaluates, by torch.compile
-    strengths: list[float] = field(default_factory=list)  # a study: strengths of the rule
-    seeds: list[int] = field(default_factory=list)  # and fine-tuning seeds, all combinations
-
-    def variants(self) -> list["Run"]:
-        """The runs of a study, one per strength and fine-tuning seed; of no study, the run."""
-        strengths: list[float | None] = [*self.strengths] or [self.finetune.strength]
-        recipes = [
-            replace(self.finetune, strength=strength, seed=seed)
-            for strength in strengths
-            for seed in self.seeds or [self.finetune.seed]
-        ]
-        return [replace(self, finetune=recipe, strengths=[], seeds=[]) for recipe in recipes]
-
-    @property
-    def is_study(self) -> bool:
-        """Whether the tables carry a strength and a fine-tuning seed."""
-        return bool(self.strengths or self.seeds)
 
     @property
     def gradients_of_pairs(self) -> bool:
         """Whether the gradient metrics are those of pairs, as published."""
-        return self.edition == "paper" and not self.is_study
+        return self.edition == "paper"
 
 
 def load(path: Path) -> Run:
@@ -160,9 +143,8 @@ def _rules(run: Run) -> dict[str, bool]:
     """What must hold of the values, by the complaint where it does not."""
     recipe, sizes = run.finetune, run.sizes
     return {
-        "strengths and finetune.strength want finetune.rule and must be 0 or more": (
-            all(s >= 0 for s in (*run.strengths, recipe.strength or 0))
-            and (bool(recipe.rule) or not any((*run.strengths, recipe.strength or 0)))
+        "finetune.strength wants finetune.rule and must be 0 or more": (
+            (recipe.strength or 0) >= 0 and (bool(recipe.rule) or not recipe.strength)
         ),
         f"backbone {run.backbone} wants weights: a file, or a tag of open_clip such as openai": (
             bool(run.weights) or run.backbone == GLYPH_VIT

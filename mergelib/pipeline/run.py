@@ -21,27 +21,26 @@ from mergelib.core.store import write_json, write_table
 from mergelib.merging.registry import METHODS
 from mergelib.pipeline.keys import device, path
 from mergelib.pipeline.params import Run
-from mergelib.pipeline.tables import merges_table, meta, metrics_table, stacked, tasks_table
+from mergelib.pipeline.tables import merges_table, meta, metrics_table, tasks_table
 from mergelib.pipeline.units import base, data, factors, gradients, merged, summary, tuned
 
-Work = Sequence[tuple[Run, tuple[str, ...]]]
+Work = Sequence[tuple[str, ...]]
 
 
 def execute(run: Run, store: Path, tables: Path, jobs: int = 0) -> dict[str, pd.DataFrame]:
     """Run the pipeline and write metrics.csv, merges.csv, tasks.csv and meta.json.
 
-    A study (`run.strengths`, `run.seeds`) runs every combination; its tables carry `strength` and
-    `seed`, and hold no metrics. Interrupted and started again, a run goes on without redoing
-    finished units and ends with the same tables. `jobs` units run at a time (0: one a core, or one
-    where there is a GPU). Raises MergelibError as its stations do.
+    Interrupted and started again, a run goes on without redoing finished units and ends with the
+    same tables. `jobs` units run at a time (0: one a core, or one where there is a GPU). Raises
+    MergelibError as its stations do.
     """
     store, tables = Path(store), Path(tables)
     jobs = jobs or (1 if device(run) == "cuda" else joblib.cpu_count())
     with locked(store):
         base.make(store, run)
         for label, station, work in plan(run):
-            if left := unfinished(store, station, work):
-                _each(label, station.make, store, left, jobs)
+            if left := unfinished(store, run, station, work):
+                _each(label, station.make, store, run, left, jobs)
         made = gather(store, run)
     for name, table in made.items():
         write_table(tables / f"{name}.csv", table)
@@ -51,46 +50,38 @@ def execute(run: Run, store: Path, tables: Path, jobs: int = 0) -> dict[str, pd.
 
 def plan(run: Run) -> list[tuple[str, ModuleType, Work]]:
     """The stations in their order: label, module of the unit, and what it works on."""
-    variants = run.variants()
     singles = [(task,) for task in run.tasks]
     pairs = list(itertools.combinations(run.tasks, 2))
     factored = any(METHODS[method].factored for method in run.methods)
-    stations: list[tuple[str, ModuleType, Sequence[Run], Sequence[tuple[str, ...]]]] = [
-        ("tasks", data, [run], singles),
-        ("fine-tuning", tuned, variants, singles),
-        ("summaries", summary, [] if run.is_study else variants, singles),
-        ("gradients", gradients, variants if run.gradients_of_pairs else [], pairs),
-        ("factors", factors, variants if factored else [], singles),
-        ("merges", merged, variants, pairs),
-    ]
     return [
-        (label, station, list(itertools.product(runs, names)))
-        for label, station, runs, names in stations
+        ("tasks", data, singles),
+        ("fine-tuning", tuned, singles),
+        ("summaries", summary, singles),
+        ("gradients", gradients, pairs if run.gradients_of_pairs else []),
+        ("factors", factors, singles if factored else []),
+        ("merges", merged, pairs),
     ]
 
 
-def unfinished(store: Path, station: ModuleType, work: Work) -> Work:
+def unfinished(store: Path, run: Run, station: ModuleType, work: Work) -> Work:
     """What is not stored yet; a merge unit covers all methods of its pair."""
     name = station.__name__.rpartition(".")[2]
 
-    def files(run: Run, names: tuple[str, ...]) -> list[Path]:
+    def files(names: tuple[str, ...]) -> list[Path]:
         if station is not merged:
             return [path(store, run, name, *names)]
         return [path(store, run, name, *names, method) for method in run.methods]
 
-    return [(run, names) for run, names in work if not all(f.is_file() for f in files(run, names))]
+    return [names for names in work if not all(file.is_file() for file in files(names))]
 
 
 def gather(store: Path, run: Run) -> dict[str, pd.DataFrame]:
     """The tables of a run whose units are all stored, by name."""
-    variants = run.variants()
-    made = {
-        "merges": stacked(merges_table, store, variants, run.is_study),
-        "tasks": stacked(tasks_table, store, variants, run.is_study),
+    return {
+        "merges": merges_table(store, run),
+        "tasks": tasks_table(store, run),
+        "metrics": metrics_table(store, run),
     }
-    if not run.is_study:
-        made["metrics"] = metrics_table(store, run)
-    return made
 
 
 @contextlib.contextmanager
@@ -112,9 +103,9 @@ def locked(store: Path) -> Iterator[None]:
         yield
 
 
-def _each(label: str, unit: Callable, store: Path, work: Work, jobs: int) -> None:
+def _each(label: str, unit: Callable, store: Path, run: Run, work: Work, jobs: int) -> None:
     """Run a unit over its work, with a progress bar."""
-    todo = (joblib.delayed(unit)(store, run, *names) for run, names in work)
+    todo = (joblib.delayed(unit)(store, run, *names) for names in work)
     # The backend is joblib's choice, so that a caller can put the units on Dask, Ray or Slurm.
     results = joblib.Parallel(n_jobs=jobs, return_as="generator_unordered")(todo)
     for _ in tqdm(results, total=len(work), desc=f"{label:>12}", unit="unit", mininterval=0.5):

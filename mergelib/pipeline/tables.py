@@ -1,7 +1,6 @@
 """The tables of a run, gathered from its artifacts."""
 
 import itertools
-from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -20,15 +19,6 @@ from mergelib.pipeline.loaded import one_thread
 from mergelib.pipeline.params import Run
 from mergelib.pipeline.task_data import stored_scores
 from mergelib.tasks import TASKS
-
-
-def stacked(table: Callable, store: Path, variants: Sequence[Run], study: bool) -> pd.DataFrame:
-    """One table of all variants; in a study `seed` is the fine-tuning seed."""
-    parts = [table(store, variant) for variant in variants]
-    if study:
-        for part, variant in zip(parts, variants, strict=True):
-            part["strength"], part["seed"] = variant.finetune.strength, variant.finetune.seed
-    return pd.concat(parts, ignore_index=True)
 
 
 def metrics_table(store: Path, run: Run) -> pd.DataFrame:
@@ -116,11 +106,9 @@ def meta(run: Run, made: dict[str, pd.DataFrame]) -> dict[str, Any]:
         "device": device(run),
         "bfloat16": run.bfloat16,
         "compile": run.compile,
-        "strengths": run.strengths,
-        "finetuning_seeds": run.seeds or [run.finetune.seed],
         "digests": {
             "weights": weights_digest(run.backbone, run.weights),
-            "tuned": digest([key(v, "tuned", t) for v in run.variants() for t in run.tasks]),
+            "tuned": digest([key(run, "tuned", task) for task in run.tasks]),
             **{name: digest(table.to_csv(index=False)) for name, table in made.items()},
         },
     }

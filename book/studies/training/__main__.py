@@ -61,7 +61,7 @@ def about(plan: Plan, folder: Path) -> dict:
     held = meta(plan.run, {name: read_table(folder / f"{name}.csv") for name in names})
     own = {"rules": [asdict(each) for each in plan.rules], "scales": plan.scales}
     seeds = {"search_seed": plan.search_seed, "finetuning_seeds": plan.seeds}
-    return {key: value for key, value in held.items() if key != "strengths"} | own | seeds
+    return held | own | seeds
 
 
 def main(words: Sequence[str] | None = None) -> int:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from mergelib.core.errors import MergelibError
 from mergelib.core.store import read_json, read_table
 from mergelib.pairs.inference import interval, task_weights
 from mergelib.pairs.tables import KEYS, ends, outcomes, pair_accuracy
@@ -50,6 +51,18 @@ def read(folder: Path) -> Results:
     return Results(**held, meta=read_json(Path(folder) / "meta.json"))
 
 
+def searched(search: pd.DataFrame) -> pd.DataFrame:
+    """The search's merges of pairs over the control of the same steps: gain and lost, in fractions.
+
+    A row a variant: rule, strength, steps, raw (mean over methods), single, gain, lost.
+    """
+    pairs = search[search["models"] == 2].rename(columns={"fine_tuned": "single"})
+    table = pairs.groupby(NAMED, sort=False)[["raw", "single"]].mean().reset_index()
+    control = table[table["rule"] == CONTROL].set_index("steps")
+    of = control.loc[table["steps"]].reset_index()
+    return table.assign(gain=table["raw"] - of["raw"], lost=of["single"] - table["single"])
+
+
 # ---- Spread over seeds and tasks ----------------------------------------------------------------
 
 
@@ -71,9 +84,15 @@ def means(table: pd.DataFrame, value: str, draws: int = 0, seed: int = 0) -> pd.
     """Mean of a column of merges for each variant: over methods, then over seeds and pairs.
 
     Rows: the mean itself, then (if asked) bootstrap samples; columns: variants (rule, strength,
-    steps). A sample of one task alone, which has no pair, is NaN.
+    steps). A sample of one task alone, which has no pair, is NaN. Raises MergelibError if a
+    variant was not judged with every seed.
     """
     wide = table.groupby([*UNIT, *NAMED], sort=False)[value].mean().unstack(NAMED)
+    if wide.isna().any(axis=None):
+        lacking = wide.columns[wide.isna().any()][0]
+        raise MergelibError(
+            f"the study lacks merges of {lacking} with some seed: run it to its end"
+        )
     held = np.vstack([np.ones(len(wide)), *([weights(wide.index, draws, seed)] if draws else [])])
     total = held.sum(axis=1, keepdims=True)
     with np.errstate(invalid="ignore"):
