@@ -419,6 +419,6 @@ except ml.MergelibError as error:
     print(error)
 """
     lines = run(BLOCKER + code).splitlines()
-    assert lines[2:5] == ["True 10 2", "1.0", "('a', 'b')"]
+    assert lines[2:5] == ["True 10 9", "1.0", "('a', 'b')"]
     assert "pip install 'mergelib[glyphs]'" in lines[5] and "qtawesome" in lines[5]
     assert out.is_file() and merged.is_file()
