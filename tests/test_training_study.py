@@ -278,6 +278,18 @@ def test_what_is_made_is_not_made_again(made, tmp_path, monkeypatch):
     assert frozen.known(folder, other, "search", plan.variants(), 0) == []
 
 
+def test_a_part_of_the_study_asks_for_its_rules_and_the_control(tmp_path, monkeypatch):
+    plan = load(written(tmp_path))
+    seen = []
+    monkeypatch.setattr(stages.Work, "prepare", lambda work: None)
+    monkeypatch.setattr(stages, "search", lambda work, variants: seen.extend(variants))
+    monkeypatch.setattr(frozen, "add", lambda *given: None)
+    command.study(plan, tmp_path / "store", tmp_path / "tables", 1, "search", ["lora"])
+    assert {variant.rule for variant in seen} == {CONTROL, "lora"}
+    with pytest.raises(MergelibError, match="did you mean 'lora'"):
+        command.study(plan, tmp_path / "store", tmp_path / "tables", rules=["lorra"])
+
+
 def test_new_rows_take_the_place_of_old_ones(tmp_path):
     plan = load(written(tmp_path))
     one, other = Variant(CONTROL, 0.0, 4), Variant("lora", 2.0, 2)

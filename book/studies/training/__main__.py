@@ -10,31 +10,47 @@ from dataclasses import asdict
 from pathlib import Path
 
 from mergelib.core.errors import MergelibError
+from mergelib.core.registry import unknown
 from mergelib.core.store import read_table, write_json
 from mergelib.pipeline.run import locked
 from mergelib.pipeline.tables import meta
 from studies.training import frozen, stages
-from studies.training.variants import Plan, Variant, load
+from studies.training.variants import CONTROL, Plan, Variant, load
 
 STAGES = ("search", "scales", "judge")
 
 
-def study(plan: Plan, store: Path, folder: Path, jobs: int = 0, until: str = "judge") -> None:
+def study(
+    plan: Plan,
+    store: Path,
+    folder: Path,
+    jobs: int = 0,
+    until: str = "judge",
+    rules: Sequence[str] = (),
+) -> None:
     """Run the stages up to one and write their tables; what stands in `folder` is not made again.
 
-    Tables: search.csv, scales.csv, merges.csv, many.csv, tasks.csv, metrics.csv (columns in
-    `studies.training.stages`), keys.csv, meta.json. Raises MergelibError as the stations do.
+    `rules` (beside the control; none: all) runs a part of the study, to which other parts are
+    added later. Tables: search.csv, scales.csv, merges.csv, many.csv, tasks.csv, metrics.csv
+    (columns in `studies.training.stages`), keys.csv, meta.json. Raises MergelibError for a rule
+    that the plan does not hold, and as the stations do.
     """
+    for name in rules:
+        if name not in {each.rule for each in plan.rules}:
+            raise MergelibError(unknown("rule of the study", name, {r.rule for r in plan.rules}))
+
+    def asked(variants: Sequence[Variant]) -> list[Variant]:
+        return [v for v in variants if not rules or v.rule in (CONTROL, *rules)]
+
     with locked(store):
-        work = stages.Work(plan, store, jobs)
+        work, seed = stages.Work(plan, store, jobs), plan.search_seed
         work.prepare()
-        seed = plan.search_seed
-        if left := _left(folder, plan, "search", plan.variants(), seed):
+        if left := _left(folder, plan, "search", asked(plan.variants()), seed):
             found = stages.search(work, left)
             frozen.add(folder, plan, "search", left, seed, {"search": found})
         if until == "search":
             return
-        variants = stages.chosen(read_table(folder / "search.csv"))
+        variants = asked(stages.chosen(read_table(folder / "search.csv")))
         if left := _left(folder, plan, "scales", variants, seed):
             found = stages.scales(work, left)
             frozen.add(folder, plan, "scales", left, seed, {"scales": found})
@@ -45,7 +61,7 @@ def study(plan: Plan, store: Path, folder: Path, jobs: int = 0, until: str = "ju
             if left := _left(folder, plan, "judge", variants, seed):
                 made = stages.judge(work, scales, seed, left)
                 frozen.add(folder, plan, "judge", left, seed, made)
-    write_json(folder / "meta.json", about(plan, folder))
+            write_json(folder / "meta.json", about(plan, folder))
 
 
 def _left(
@@ -72,9 +88,10 @@ def main(words: Sequence[str] | None = None) -> int:
     parser.add_argument("--to", type=Path, default=Path("tables/training_to_merge"), metavar="DIR")
     parser.add_argument("--jobs", type=int, default=0, help="units at a time (0: one a core)")
     parser.add_argument("--until", choices=STAGES, default="judge", help="the last stage to run")
+    parser.add_argument("--rules", nargs="+", default=[], help="these and the control (all)")
     args = parser.parse_args(words)
     try:
-        study(load(args.params), args.store, args.to, args.jobs, args.until)
+        study(load(args.params), args.store, args.to, args.jobs, args.until, args.rules)
     except MergelibError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
