@@ -29,25 +29,26 @@ def named(row: pd.Series | tuple, usual: int) -> str:
     return f"{label(rule)}{strong}" + ("" if steps == usual else f", {steps} steps")
 
 
-def catalogue(meta: dict) -> pd.DataFrame:
-    """The study's rules: rule, does (its docstring's first line), strengths, means, source."""
-    rows: dict[str, dict] = {}
-    for each in meta["rules"]:
-        name = each["rule"]
-        held = rows.setdefault(name, {"rule": name, "strengths": set()})
-        held["strengths"] |= set(each["strengths"]) if name != CONTROL else set(each["steps"])
-    for name, held in rows.items():
-        held["strengths"] = ", ".join(f"{value:g}" for value in sorted(held["strengths"]))
+def catalogue(meta: dict, search: pd.DataFrame) -> pd.DataFrame:
+    """The study's rules: rule, does (its docstring's first line), means, strengths, source.
+
+    `strengths` are those that the search's table holds, of the control its numbers of steps.
+    """
+    rows = []
+    for name in dict.fromkeys(each["rule"] for each in meta["rules"]):
+        part = search[search["rule"] == name]
+        values = sorted(part["steps" if name == CONTROL else "strength"].unique())
+        told = ", ".join(f"{value:g}" for value in values) or "not yet"
         if name == CONTROL:
-            held |= {"does": "L, without a rule", "means": "steps", "source": ""}
+            rows.append((name, "L, without a rule", "steps", told, ""))
             continue
         row = RULES[name]
-        first = (row.function.__doc__ or "").split("\n\n")[0]
+        first = " ".join((row.function.__doc__ or "").split("\n\n")[0].split())
+        does = re.sub(r"; (about|two) .*cost.*", "", first).rstrip(".")
         found = re.search(r"arXiv (\d{4}\.\d{4,5})", row.reference)
-        held["does"] = re.sub(r"; (about|two) .*cost.*", "", " ".join(first.split())).rstrip(".")
-        held["means"] = row.means
-        held["source"] = f"[{found[1]}](https://arxiv.org/abs/{found[1]})" if found else "ours"
-    return pd.DataFrame(rows.values())[["rule", "does", "means", "strengths", "source"]]
+        link = f"[{found[1]}](https://arxiv.org/abs/{found[1]})" if found else "ours"
+        rows.append((name, does, row.means, told, link))
+    return pd.DataFrame(rows, columns=["rule", "does", "means", "strengths", "source"])
 
 
 def strengths(table: pd.DataFrame, rules: Sequence[str]) -> Figure:
