@@ -17,9 +17,10 @@ from studies.training.variants import CONTROL
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "h")
 
 
-def looks(rules: Sequence[str]) -> dict[str, tuple]:
-    """A colour and a marker for each rule, the same in every figure."""
-    return {rule: (plots.color(rule, k), MARKERS[k % 10]) for k, rule in enumerate(rules)}
+def looks(rule: str) -> tuple[tuple, str]:
+    """A rule's colour and marker, the same in every figure."""
+    place = list(RULES).index(rule)
+    return plots.color(rule, place), MARKERS[place % len(MARKERS)]
 
 
 def named(row: pd.Series | tuple, usual: int) -> str:
@@ -58,9 +59,9 @@ def strengths(table: pd.DataFrame, rules: Sequence[str]) -> Figure:
     """
     rows = -(-len(rules) // 3)
     fig, axes = plt.subplots(rows, 3, figsize=(8, 2.3 * rows), sharey=True, squeeze=False)
-    looked, usual = looks(rules), table["steps"].min()
+    usual = table["steps"].min()
     for ax, rule in zip(axes.flat, rules, strict=False):
-        color, marker = looked[rule]
+        color, marker = looks(rule)
         held = table[table["rule"] == rule]
         order = sorted(held["strength"].unique())
         for steps, part in held.sort_values("strength").groupby("steps"):
@@ -95,10 +96,10 @@ def plane(
     place = (100 * zero_shot, 100 * zero_shot)
     whole.plot(*place, plots.BASELINE_MARKERS["zero_shot"], color=plots.BASELINE, markersize=10)
     whole.annotate("zero-shot", place, xytext=(9, -4), textcoords="offset points", fontsize=9)
-    longest = controls[controls["steps"] >= usual / 2]
+    longest, base = controls[controls["steps"] >= usual / 2], table["raw"] - table["gain"]
     for values, limits in (
         ([*table["single"], *longest["single"]], near.set_xlim),
-        ([*table["raw"], *longest["raw"]], near.set_ylim),
+        ([*(base + table["low"]), *(base + table["high"]), *longest["raw"]], near.set_ylim),
     ):
         low, high = 100 * min(values), 100 * max(values)
         limits(low - 0.12 * (high - low), high + 0.12 * (high - low))
@@ -118,10 +119,9 @@ def _plane(
     for row in line.itertuples():
         ax.annotate(f"{row.steps}", (100 * row.single, 100 * row.raw), fontsize=9, xytext=(5, -11),
                     textcoords="offset points", color=plots.BASELINE, clip_on=True)  # fmt: skip
-    looked = looks(rules)
     for rule in rules:
         part = table[table["rule"] == rule]
-        color, marker = looked[rule]
+        color, marker = looks(rule)
         base = part["raw"] - part["gain"]
         ax.vlines(100 * part["single"], 100 * (base + part["low"]), 100 * (base + part["high"]),
                   color=color, alpha=0.5)  # fmt: skip
