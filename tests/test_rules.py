@@ -44,15 +44,22 @@ NAMES = [
 ]
 
 
+def tiny(layers):
+    """The visual tower of a tiny CLIP, with weights of torch's seed."""
+    torch.manual_seed(0)
+    return open_clip.CLIP(
+        embed_dim=16,
+        vision_cfg={
+            "image_size": 16, "patch_size": 8, "width": 32, "layers": layers, "head_width": 16
+        },
+        text_cfg={"context_length": 8, "vocab_size": 20, "width": 16, "heads": 2, "layers": 1},
+    ).visual  # fmt: skip
+
+
 @pytest.fixture(scope="module")
 def tower():
     """A tiny CLIP visual tower in float64, a frozen head, and the base it has moved away from."""
-    torch.manual_seed(0)
-    visual = open_clip.CLIP(
-        embed_dim=16,
-        vision_cfg={"image_size": 16, "patch_size": 8, "width": 32, "layers": 2, "head_width": 16},
-        text_cfg={"context_length": 8, "vocab_size": 20, "width": 16, "heads": 2, "layers": 1},
-    ).visual.double()
+    visual = tiny(2).double()
     base = {k: p.detach() + 0.02 * torch.randn_like(p) for k, p in visual.named_parameters()}
     images = torch.randn(6, 3, 16, 16, dtype=torch.float64)
     labels = torch.tensor([0, 1, 2, 3, 0, 1])
@@ -290,12 +297,7 @@ def test_lora_starts_at_the_base_and_moves_in_few_directions(tower):
 
 @pytest.fixture(scope="module")
 def problem():
-    torch.manual_seed(0)
-    visual = open_clip.CLIP(
-        embed_dim=16,
-        vision_cfg={"image_size": 16, "patch_size": 8, "width": 32, "layers": 1, "head_width": 16},
-        text_cfg={"context_length": 8, "vocab_size": 20, "width": 16, "heads": 2, "layers": 1},
-    ).visual
+    visual = tiny(1)
     head = 10 * functional.normalize(torch.randn(4, 16), dim=1)
     return visual, torch.randn(16, 3, 16, 16), torch.arange(16) % 4, head
 

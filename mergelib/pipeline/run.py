@@ -35,12 +35,12 @@ def execute(run: Run, store: Path, tables: Path, jobs: int = 0) -> dict[str, pd.
     MergelibError as its stations do.
     """
     store, tables = Path(store), Path(tables)
-    jobs = jobs or (1 if device(run) == "cuda" else joblib.cpu_count())
+    jobs = jobs or workers(run)
     with locked(store):
         base.make(store, run)
         for label, station, work in plan(run):
             if left := unfinished(store, run, station, work):
-                _each(label, station.make, store, run, left, jobs)
+                each(label, [(station.make, (store, run, *names)) for names in left], jobs)
         made = gather(store, run)
     for name, table in made.items():
         write_table(tables / f"{name}.csv", table)
@@ -103,10 +103,15 @@ def locked(store: Path) -> Iterator[None]:
         yield
 
 
-def _each(label: str, unit: Callable, store: Path, run: Run, work: Work, jobs: int) -> None:
-    """Run a unit over its work, with a progress bar."""
-    todo = (joblib.delayed(unit)(store, run, *names) for names in work)
+def workers(run: Run) -> int:
+    """How many units of a run work at a time: one a core, or one where there is a GPU."""
+    return 1 if device(run) == "cuda" else joblib.cpu_count()
+
+
+def each(label: str, units: Sequence[tuple[Callable, tuple]], jobs: int) -> None:
+    """Run units of work, function and arguments, independent of each other, with a bar."""
+    todo = (joblib.delayed(unit)(*given) for unit, given in units)
     # The backend is joblib's choice, so that a caller can put the units on Dask, Ray or Slurm.
     results = joblib.Parallel(n_jobs=jobs, return_as="generator_unordered")(todo)
-    for _ in tqdm(results, total=len(work), desc=f"{label:>12}", unit="unit", mininterval=0.5):
+    for _ in tqdm(results, total=len(units), desc=f"{label:>12}", unit="unit", mininterval=0.5):
         pass

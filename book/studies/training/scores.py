@@ -7,15 +7,13 @@ import pandas as pd
 import torch
 
 from mergelib.core.store import digest, load_tensors, read_table, write_table
-from mergelib.merging.engine import merge
-from mergelib.merging.registry import METHODS
 from mergelib.pipeline.keys import device, key, method_params, path
-from mergelib.pipeline.loaded import checkpoint, one_thread, scratch
+from mergelib.pipeline.loaded import one_thread, scratch
 from mergelib.pipeline.params import Run
 from mergelib.pipeline.sources import code_behind
 from mergelib.pipeline.task_data import score
-from mergelib.pipeline.units import factors, summary, tuned
-from mergelib.pipeline.units.merged import knowledge
+from mergelib.pipeline.units import factors, tuned
+from mergelib.pipeline.units.merged import merged_state
 from studies.training.variants import groups
 
 COLUMNS = ["group", "task", "scale", "accuracy"]
@@ -26,11 +24,6 @@ def train(store: Path, run: Run, task: str) -> Path:
     """Fine-tune a variant's model of a task, with the factors of its merges."""
     tuned.make(store, run, task)
     return factors.make(store, run, task)
-
-
-def describe(store: Path, run: Run, task: str) -> Path:
-    """What the metrics need of a variant's model."""
-    return summary.make(store, run, task)
 
 
 def length(store: Path, run: Run, task: str) -> float:
@@ -62,7 +55,7 @@ def merges(store: Path, run: Run, method: str, part: str, scales: Scales) -> Pat
         weights = visual.state_dict()
         base = {n: t.to(device(run)) for n, t in load_tensors(path(store, run, "base")).items()}
         for group in groups(run.tasks):
-            merged = _merged(store, run, method, group)
+            merged = merged_state(store, run, group, method)
             for scale in scales[len(group)]:
                 for name, value in merged.items():
                     as_is = scale == 1 or not value.is_floating_point()
@@ -72,18 +65,6 @@ def merges(store: Path, run: Run, method: str, part: str, scales: Scales) -> Pat
                     rows.append(("+".join(group), task, scale, right))
     write_table(file, pd.DataFrame(rows, columns=COLUMNS))
     return file
-
-
-def _merged(store: Path, run: Run, method: str, group: Sequence[str]) -> dict[str, torch.Tensor]:
-    """The merged state dict of a group by a method."""
-    given = method_params(run, method)
-    if "weights" in given and given["weights"] is None:
-        given["weights"] = knowledge(store, run, group)
-    files = [path(store, run, "base"), *(path(store, run, "tuned", task) for task in group)]
-    base, *models = (checkpoint(run, file) for file in files)
-    kept = [path(store, run, "factors", task) for task in group]
-    held = kept if METHODS[method].factored else None
-    return merge(base, models, method, run.seed, held, **given)
 
 
 def read_merges(store: Path, run: Run, method: str, part: str, scales: Scales) -> pd.DataFrame:

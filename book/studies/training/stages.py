@@ -9,14 +9,13 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import joblib
 import pandas as pd
-from tqdm import tqdm
 
+from mergelib.pipeline.run import each, workers
 from mergelib.pipeline.tables import metrics_table
 from mergelib.pipeline.task_data import stored_scores
-from mergelib.pipeline.units import base, data
-from studies.training.scores import Scales, describe, length, merges, read_merges, train
+from mergelib.pipeline.units import base, data, summary
+from studies.training.scores import Scales, length, merges, read_merges, train
 from studies.training.variants import CONTROL, Plan, Variant
 
 NAMED = ["rule", "strength", "steps"]
@@ -33,12 +32,9 @@ class Work:
     jobs: int = 0
 
     def each(self, label: str, units: Iterable[Unit]) -> None:
-        """Run units of work, those of one call independent of each other, with a bar."""
-        todo = [joblib.delayed(unit)(self.store, *given) for unit, given in units]
-        jobs = self.jobs or joblib.cpu_count()
-        found = joblib.Parallel(n_jobs=jobs, return_as="generator_unordered")(todo)
-        for _ in tqdm(found, total=len(todo), desc=f"{label:>12}", unit="unit", mininterval=5):
-            pass
+        """Run units of work in the store, those of one call independent of each other."""
+        jobs = self.jobs or workers(self.plan.run)
+        each(label, [(unit, (self.store, *given)) for unit, given in units], jobs)
 
     def prepare(self) -> None:
         """The encoder and the tasks."""
@@ -60,26 +56,27 @@ class Work:
         )
 
     def merges_of(self, variant: Variant, seed: int, part: str, scales: dict) -> pd.DataFrame:
-        """The merges of a variant and a seed: columns of `scores.merges` and method."""
-        run = self.plan.run_of(variant, seed)
-        return pd.concat(
-            read_merges(self.store, run, m, part, scales[variant, m]).assign(method=m)
-            for m in run.methods
+        """The merges of a variant and a seed: columns of `scores.merges`, method, and models."""
+        of = self.plan.run_of(variant, seed)
+        table = pd.concat(
+            read_merges(self.store, of, m, part, scales[variant, m]).assign(method=m)
+            for m in of.methods
         )
+        return table.assign(models=table["group"].str.count(r"\+") + 1)
 
     def singles(self, variant: Variant, seed: int) -> pd.DataFrame:
         """The single models of a variant and a seed: accuracies on both splits, length of τ."""
-        run = self.plan.run_of(variant, seed)
+        of = self.plan.run_of(variant, seed)
         rows = []
-        for task in run.tasks:
-            found = stored_scores(self.store, run, task)
+        for task in of.tasks:
+            found = stored_scores(self.store, of, task)
             rows.append(
                 {
                     "task": task,
                     "zero_shot": found["test"]["zero_shot"],
                     "fine_tuned": found["test"]["fine_tuned"],
                     "fine_tuned_calibration": found["calibration"]["fine_tuned"],
-                    "length": length(self.store, run, task),
+                    "length": length(self.store, of, task),
                 }
             )
         return pd.DataFrame(rows)
@@ -111,7 +108,6 @@ def search(work: Work, variants: Sequence[Variant]) -> pd.DataFrame:
     for variant in variants:
         single = work.singles(variant, seed)
         table = work.merges_of(variant, seed, "calibration", scales)
-        table["models"] = table["group"].str.count(r"\+") + 1
         table = table.groupby(["method", "models"], sort=False)["accuracy"].mean().rename("raw")
         known = {"fine_tuned": single["fine_tuned_calibration"].mean()}
         known["length"] = single["length"].mean()
@@ -120,7 +116,7 @@ def search(work: Work, variants: Sequence[Variant]) -> pd.DataFrame:
 
 
 def chosen(searched: pd.DataFrame) -> list[Variant]:
-    """Two strengths of each rule and number of steps, by merges of pairs; then the controls.
+    """Two strengths of each rule and number of steps, by merges of pairs; and every control.
 
     The one of the highest raw accuracy, mean over methods; and the highest among those that lose at
     most LOSS of single-task accuracy against the control of the same steps, or if that is the same
@@ -152,15 +148,13 @@ def scales(work: Work, variants: Sequence[Variant]) -> pd.DataFrame:
     plan, seed = work.plan, work.plan.search_seed
     plain = _fixed(plan, variants, [1.0])  # which the search has scored
     asked = _fixed(plan, variants, [scale for scale in plan.scales if scale != 1])
-    for each in (plain, asked):
-        work.scored(variants, seed, "calibration", each)
+    for multiples in (plain, asked):
+        work.scored(variants, seed, "calibration", multiples)
     rows = []
     for variant in variants:
-        parts = [work.merges_of(variant, seed, "calibration", each) for each in (plain, asked)]
-        table = pd.concat(parts)
-        table["models"] = table["group"].str.count(r"\+") + 1
+        parts = [work.merges_of(variant, seed, "calibration", m) for m in (plain, asked)]
         by = ["method", "models", "scale"]
-        found = table.groupby(by, sort=False)["accuracy"].mean().round(9).rename("raw")
+        found = pd.concat(parts).groupby(by, sort=False)["accuracy"].mean().round(9).rename("raw")
         rows.append(_named(found.reset_index(), variant, seed))
     table = pd.concat(rows, ignore_index=True)
     return table.assign(best=_best(table))
@@ -175,7 +169,7 @@ def _best(table: pd.DataFrame) -> pd.Series:
     return pd.Series(table.index.isin(first), index=table.index)
 
 
-def _both(plan: Plan, found: pd.DataFrame) -> dict:
+def _both(found: pd.DataFrame) -> dict:
     """Scale 1 and the best one, by variant and method."""
     asked: dict = {}
     for row in found[found["best"]].itertuples(index=False):
@@ -197,10 +191,10 @@ def judge(
     tasks (`Work.singles`) and metrics (task_a, task_b and the run's metrics), each with rule,
     strength, steps and seed.
     """
-    plan, asked = work.plan, _both(work.plan, found)
+    plan, asked = work.plan, _both(found)
     work.scored(variants, seed, "test", asked)
     runs = [plan.run_of(variant, seed) for variant in variants]
-    work.each("summaries", [(describe, (r, task)) for r in runs for task in r.tasks])
+    work.each("summaries", [(summary.make, (r, task)) for r in runs for task in r.tasks])
     made: dict[str, list] = {name: [] for name in ("merges", "many", "tasks", "metrics")}
     for variant, run in zip(variants, runs, strict=True):
         single = work.singles(variant, seed)
@@ -226,7 +220,7 @@ def _at_both(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def _pairs(table: pd.DataFrame, single: pd.Series) -> pd.DataFrame:
-    both = _at_both(table[table["group"].str.count(r"\+") == 1])
+    both = _at_both(table[table["models"] == 2])
     both[["task_a", "task_b"]] = both["group"].str.split("+", expand=True)
     sides = {}
     for side in ("a", "b"):
@@ -240,5 +234,5 @@ def _pairs(table: pd.DataFrame, single: pd.Series) -> pd.DataFrame:
 
 
 def _many(table: pd.DataFrame, models: int) -> pd.DataFrame:
-    both = _at_both(table[table["group"].str.count(r"\+") == models - 1])
+    both = _at_both(table[table["models"] == models])
     return both[["method", "task", "acc", "best"]]

@@ -1,7 +1,9 @@
 """The merges of a pair."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+
+from torch import Tensor
 
 from mergelib.core.store import write_json
 from mergelib.merging.engine import merge
@@ -26,22 +28,33 @@ def make(store: Path, run: Run, first: str, second: str) -> list[Path]:
 
 
 def accuracies(store: Path, run: Run, pair: tuple[str, str], method: str) -> dict[str, float]:
-    """Accuracy of a pair's merge on each one's test split.
+    """Accuracy of a pair's merge on each one's test split."""
+    # one encoder, whose weights every merge writes over
+    merged_state(store, run, pair, method, scratch(run).state_dict())
+    sides = zip(("acc_a", "acc_b"), pair, strict=True)
+    return {side: score(store, run, evaluating(run), task, "test") for side, task in sides}
+
+
+def merged_state(
+    store: Path,
+    run: Run,
+    tasks: Sequence[str],
+    method: str,
+    into: Mapping[str, Tensor] | None = None,
+) -> dict[str, Tensor]:
+    """The merge of the models of tasks; `into` as `merging.engine.merge` takes it.
 
     A method that takes weights and was given none gets those of `weights_of_knowledge`.
     """
-    files = [path(store, run, "base"), *(path(store, run, "tuned", task) for task in pair)]
+    files = [path(store, run, "base"), *(path(store, run, "tuned", task) for task in tasks)]
     params = method_params(run, method)
     if "weights" in params and params["weights"] is None:
-        params["weights"] = knowledge(store, run, pair)
+        params["weights"] = knowledge(store, run, tasks)
     factors = None
     if METHODS[method].factored:
-        factors = [path(store, run, "factors", task) for task in pair]
+        factors = [path(store, run, "factors", task) for task in tasks]
     base, *tuned = (checkpoint(run, file) for file in files)
-    # one encoder, whose weights every merge writes over
-    merge(base, tuned, method, run.seed, factors, scratch(run).state_dict(), **params)
-    sides = zip(("acc_a", "acc_b"), pair, strict=True)
-    return {side: score(store, run, evaluating(run), task, "test") for side, task in sides}
+    return merge(base, tuned, method, run.seed, factors, into, **params)
 
 
 def knowledge(store: Path, run: Run, tasks: Sequence[str]) -> list[float]:
