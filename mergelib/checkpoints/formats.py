@@ -36,6 +36,28 @@ from mergelib.core.store import read_json
 
 PICKLED = (".pt", ".pth", ".bin")
 IN_DIRECTORY = ("model.safetensors", "pytorch_model.bin")
+# The types of safetensors files by their names there.
+DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+    "F8_E4M3FNUZ": torch.float8_e4m3fnuz,
+    "F8_E5M2FNUZ": torch.float8_e5m2fnuz,
+    "F8_E8M0": torch.float8_e8m0fnu,
+    "C64": torch.complex64,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U64": torch.uint64,
+    "U32": torch.uint32,
+    "U16": torch.uint16,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
 TEXT_MATRICES = ("token_embedding.weight", "positional_embedding", "text_projection")
 
 
@@ -103,17 +125,23 @@ def _safetensors(path: Path, stack: ExitStack) -> Weights:
             f"{path} is truncated or no safetensors file ({error}): write or copy it again"
         ) from None
     stat = path.stat()
-    shapes, floating = _header(path, stat.st_size, stat.st_mtime_ns, stat.st_ino)
-    return Weights(str(path), shapes, floating, file.get_tensor)
+    shapes, dtypes = _header(path, stat.st_size, stat.st_mtime_ns, stat.st_ino)
+    return Weights(str(path), shapes, dtypes, file.get_tensor)
 
 
 @lru_cache(maxsize=256)  # sweeps open a file again and again, to let go of what was mapped
-def _header(path: Path, *stamp: int) -> tuple[dict[str, tuple[int, ...]], frozenset[str]]:
-    """Shapes by name, and the names of floating-point tensors."""
+def _header(path: Path, *stamp: int) -> tuple[dict[str, tuple[int, ...]], dict[str, torch.dtype]]:
+    """Shapes and types by name. Raises MergelibError, naming the tensor, for an unknown type."""
     with safe_open(path, framework="pt") as file:
         slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
     shapes = {name: tuple(part.get_shape()) for name, part in slices.items()}
-    return shapes, frozenset(name for name, part in slices.items() if "F" in part.get_dtype())
+    for name, part in slices.items():
+        if part.get_dtype() not in DTYPES:
+            raise MergelibError(
+                f"{path}: tensor {name!r} is of type {part.get_dtype()}, which torch does not "
+                "know: save it in another one, float32 say"
+            )
+    return shapes, {name: DTYPES[part.get_dtype()] for name, part in slices.items()}
 
 
 def _pickled(path: Path) -> Weights:
@@ -185,6 +213,6 @@ def _shards(path: Path, index: Mapping, stack: ExitStack) -> Weights:
     return Weights(
         str(path),
         {name: files[file].shapes[name] for name, file in where.items()},
-        frozenset(name for name, file in where.items() if name in files[file].floating),
+        {name: files[file].dtypes[name] for name, file in where.items()},
         lambda name: files[where[name]].get(name),
     )

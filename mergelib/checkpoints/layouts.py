@@ -126,6 +126,6 @@ def rearranged(weights: Weights, parts: Mapping[str, tuple[str, ...]]) -> Weight
     return Weights(
         weights.label,
         {name: shape(names) for name, names in parts.items()},
-        frozenset(n for n, names in parts.items() if weights.floating.issuperset(names)),
+        {name: weights.dtypes[names[0]] for name, names in parts.items()},
         get,
     )

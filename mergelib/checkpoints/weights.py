@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -15,12 +16,21 @@ Source = Path | str | Mapping[str, Tensor]  # a checkpoint (see `formats`), or t
 
 @dataclass(frozen=True)
 class Weights:
-    """Named tensors that are read one by one; `label` is what an error calls them."""
+    """Named tensors that are read one by one; `label` is what an error calls them.
+
+    `notes` say what was done to find them, a sentence each: a prefix taken off, say.
+    """
 
     label: str
     shapes: Mapping[str, tuple[int, ...]]
-    floating: frozenset[str]
+    dtypes: Mapping[str, torch.dtype]
     get: Callable[[str], Tensor]
+    notes: tuple[str, ...] = ()
+
+    @cached_property
+    def floating(self) -> frozenset[str]:
+        """The names of the tensors of real floating point numbers."""
+        return frozenset(name for name, dtype in self.dtypes.items() if dtype.is_floating_point)
 
     def read(self, name: str) -> Tensor:
         """The tensor of that name. Raises MergelibError if an entry is NaN or infinite."""
@@ -36,8 +46,8 @@ class Weights:
 def of_mapping(state: Mapping[str, Tensor], label: str) -> Weights:
     """A state dict in memory."""
     shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
-    floating = frozenset(name for name in shapes if state[name].is_floating_point())
-    return Weights(label, shapes, floating, state.__getitem__)
+    dtypes = {name: tensor.dtype for name, tensor in state.items()}
+    return Weights(label, shapes, dtypes, state.__getitem__)
 
 
 def check_same(origin: Weights, other: Weights) -> None:
