@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 from torch import Tensor, nn
 
-from mergelib.checkpoints.reading import opened
-from mergelib.checkpoints.weights import Source
+from mergelib.checkpoints.reading import Source, opened
 from mergelib.core.devices import find_device
 from mergelib.core.errors import MergelibError
 from mergelib.core.store import save_tensors

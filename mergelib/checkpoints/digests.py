@@ -7,14 +7,13 @@ import torch
 import xxhash
 from torch import Tensor
 
-from mergelib.checkpoints.reading import opened
-from mergelib.checkpoints.weights import Source
+from mergelib.checkpoints.reading import Source, View, opened
 from mergelib.core.store import digest, read_json, write_json
 
 
 def content_digest(source: Source) -> str:
     """Digest of a checkpoint's tensors by name."""
-    with opened(source) as weights:
+    with opened(source, whole=True) as weights:
         return digest([(name, _digest(weights.get(name))) for name in sorted(weights.shapes)])
 
 
@@ -36,11 +35,14 @@ def content_digests(folder: Path, sources: Sequence[Source]) -> list[str]:
 
 
 def _remembered(folder: Path, source: Source) -> str:
-    if isinstance(source, Mapping) or not Path(source).is_file():
+    origin = source.origin if isinstance(source, View) else source
+    if isinstance(origin, Mapping) or not Path(origin).is_file():
         return content_digest(source)
-    path = Path(source).resolve()
+    path = Path(origin).resolve()
     stat = path.stat()
     stamp = [str(path), stat.st_size, stat.st_mtime_ns, stat.st_ino]
+    if isinstance(source, View):
+        stamp.append(repr(sorted(source.layout.items())))
     note = folder / "contents" / f"{digest(stamp)[:24]}.json"
     if not note.is_file():
         write_json(note, {"content": content_digest(source)})

@@ -1,18 +1,12 @@
-"""Checkpoints in the formats people have, read tensor by tensor under open_clip's names.
+"""Checkpoint files in the formats people have, read tensor by tensor under their own names.
 
-Formats: safetensors files; `.pt`, `.pth` and `.bin` state dicts, bare or under "state_dict"
-(tensors only, memory-mapped); Hugging Face CLIP directories (config.json beside model.safetensors,
-pytorch_model.bin, or shards with their index).
-
-Names: those of open_clip's image tower (`conv1.weight`, `transformer.resblocks.0.ln_1.bias`, …).
-Of a whole CLIP only the image tower is read: what is under `visual.`, or `vision_model.` and
-`visual_projection` of the Hugging Face layout; text tensors beside it are left out. A checkpoint
-with neither is read as it stands. So models in different formats and layouts can be compared.
+safetensors files, and state dicts of torch.save (`.pt`, `.pth`, `.bin`, `.ckpt`; tensors only,
+memory-mapped), told apart by their first bytes, whatever they are called.
 """
 
 import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping
+from contextlib import ExitStack
 from functools import lru_cache, partial
 from pathlib import Path
 from pickle import UnpicklingError
@@ -22,20 +16,10 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from mergelib.checkpoints.layouts import (
-    TEXT,
-    image_tower,
-    is_hugging_face,
-    rearranged,
-    tower_names,
-    vision_names,
-)
-from mergelib.checkpoints.weights import Source, Weights, of_mapping
+from mergelib.checkpoints.weights import Weights, of_mapping
+from mergelib.checkpoints.wrappers import state_dict
 from mergelib.core.errors import MergelibError
-from mergelib.core.store import read_json
 
-PICKLED = (".pt", ".pth", ".bin")
-IN_DIRECTORY = ("model.safetensors", "pytorch_model.bin")
 # The types of safetensors files by their names there.
 DTYPES = {
     "F64": torch.float64,
@@ -58,74 +42,51 @@ DTYPES = {
     "U8": torch.uint8,
     "BOOL": torch.bool,
 }
-TEXT_MATRICES = ("token_embedding.weight", "positional_embedding", "text_projection")
+# The first bytes of files that are taken for checkpoints: what they are, and the mend.
+OTHERS = {
+    b"GGUF": ("a GGUF file (llama.cpp)", "merge the safetensors that it was made from"),
+    b"version https://git-lfs": ("a Git LFS pointer, not the file itself", "run `git lfs pull`"),
+    b"<!DOCTYPE": ("a web page", "download the file itself"),
+    b"<html": ("a web page", "download the file itself"),
+    b"\x89HDF\r\n\x1a\n": ("an HDF5 file (Keras)", "convert it to safetensors"),
+    b"\x1f\x8b": ("a gzip archive", "unpack it"),
+    b"7z\xbc\xaf'\x1c": ("a 7z archive", "unpack it"),
+    b"\x93NUMPY": ("a numpy array", "save a state dict"),
+}
+PICKLES = (b"PK\x03\x04", b"\x80")  # a zip archive, as torch.save writes it, or a bare pickle
+SUFFIXES = (".pt", ".pth", ".bin", ".ckpt")
 
 
-@contextmanager
-def open_file(path: Path | str) -> Iterator[Weights]:
-    """Open a checkpoint of any known format; its image tower, tensor by tensor.
+def open_weights(path: Path, stack: ExitStack) -> Weights:
+    """A checkpoint file under its own names, open as long as `stack`.
 
-    Raises MergelibError, naming the file, if it is missing, truncated, of another format or layout,
-    or holds pickled objects other than tensors.
+    Raises MergelibError, naming the file, if it is missing, truncated, of another format, or holds
+    pickled objects other than tensors.
     """
-    with ExitStack() as stack:
-        yield image_tower(_raw(Path(path), stack))
-
-
-def whole_clip(path: Path | str) -> dict[str, Tensor]:
-    """All tensors of a Hugging Face CLIP (both towers) as an open_clip state dict.
-
-    Raises MergelibError as `open_file` does, or if the text tower is absent.
-    """
-    with ExitStack() as stack:
-        weights = _raw(Path(path), stack)
-        if not is_hugging_face(weights):
-            raise MergelibError(f"{path} is no Hugging Face CLIP: it has no vision_model.* tensors")
-        vision = {f"visual.{n}": parts for n, parts in vision_names(weights).items()}
-        text = tower_names(weights, "text_model.", TEXT)
-        text |= {"text_projection": ("text_projection.weight",), "logit_scale": ("logit_scale",)}
-        both = rearranged(weights, vision | text)
-        return {name: both.read(name) for name in both.shapes}
-
-
-def text_matrices(source: Source) -> int:
-    """How many matrices of the text side, short of its transformer, lie beside the image tower.
-
-    The published checkpoints keep three such, which fine-tuning of the image tower leaves as they
-    were; the paper edition of the subspace metrics counts them.
-    """
-    if isinstance(source, Mapping):
-        names = set(source)
-    else:
-        with ExitStack() as stack:
-            names = set(_raw(Path(source), stack).shapes)
-    if any(name.startswith("visual.") for name in names):
-        return len(names.intersection(TEXT_MATRICES))
-    theirs = {f"text_model.{TEXT[name]}" for name in TEXT_MATRICES if name in TEXT}
-    return len(names & (theirs | {"text_projection.weight"}))
-
-
-def _raw(path: Path, stack: ExitStack) -> Weights:
-    """A checkpoint under its own names."""
-    if path.is_dir():
-        return _directory(path, stack)
     if not path.is_file():
         raise MergelibError(
-            f"{path} is missing: give the path of a safetensors, .pt, .pth or .bin file, or of a "
-            "Hugging Face CLIP directory"
+            f"{path} is missing: give the path of a safetensors, .pt, .pth, .bin or .ckpt file, or "
+            "of a Hugging Face folder"
         )
-    return _pickled(path) if path.suffix in PICKLED else _safetensors(path, stack)
+    with path.open("rb") as file:
+        start = file.read(32)
+    for mark, (what, mend) in OTHERS.items():
+        if start.startswith(mark):
+            raise MergelibError(f"{path} is {what}: {mend}")
+    if start.startswith(PICKLES) or (path.suffix in SUFFIXES and start[8:9] != b"{"):
+        return _pickled(path)
+    return _safetensors(path, stack)
 
 
 def _safetensors(path: Path, stack: ExitStack) -> Weights:
     try:
         file = stack.enter_context(safe_open(path, framework="pt"))
+        stat = path.stat()
+        shapes, dtypes = _header(path, stat.st_size, stat.st_mtime_ns, stat.st_ino)
     except (SafetensorError, OSError, ValueError) as error:
         raise MergelibError(
-            f"{path} is truncated or no safetensors file ({error}): write or copy it again"
+            f"{path} is truncated or no safetensors file ({_line(error)}): write or copy it again"
         ) from None
-    stat = path.stat()
-    shapes, dtypes = _header(path, stat.st_size, stat.st_mtime_ns, stat.st_ino)
     return Weights(str(path), shapes, dtypes, file.get_tensor)
 
 
@@ -138,26 +99,40 @@ def _header(path: Path, *stamp: int) -> tuple[dict[str, tuple[int, ...]], dict[s
     for name, part in slices.items():
         if part.get_dtype() not in DTYPES:
             raise MergelibError(
-                f"{path}: tensor {name!r} is of type {part.get_dtype()}, which torch does not "
-                "know: save it in another one, float32 say"
+                f"{path}: tensor {name!r} is of type {part.get_dtype()}, which is not known here: "
+                "save it in another one, float32 say"
             )
     return shapes, {name: DTYPES[part.get_dtype()] for name, part in slices.items()}
 
 
 def _pickled(path: Path) -> Weights:
-    held = _load(path)
-    if isinstance(held, Mapping) and isinstance(held.get("state_dict"), Mapping):
-        held = held["state_dict"]
-    mend = "save the state dict alone, torch.save(model.state_dict(), path)"
-    if not isinstance(held, Mapping):
-        raise MergelibError(f"{path} holds a {type(held).__name__}, no state dict: {mend}")
-    for name, value in held.items():
-        if not isinstance(value, Tensor):
-            raise MergelibError(f"{path}: {name!r} is a {type(value).__name__}, no tensor: {mend}")
-    prefix = "module."  # of a model that was trained on several devices
-    if held and all(name.startswith(prefix) for name in held):
-        held = {name.removeprefix(prefix): value for name, value in held.items()}
-    return of_mapping(held, str(path))
+    held, note = state_dict(_load(path), str(path))
+    for name, tensor in held.items():
+        _check(path, name, tensor)
+    dense = {n: t.to_dense() if t.layout != torch.strided else t for n, t in held.items()}
+    return of_mapping(dense, str(path), note)
+
+
+def _check(path: Path, name: str, tensor: Tensor) -> None:
+    """Raise MergelibError unless a tensor's numbers are all in the file, one by one."""
+    mend = "save the state dict again, with its numbers"
+    if tensor.is_meta:
+        raise MergelibError(f"{path}: tensor {name!r} is on the meta device, without data: {mend}")
+    if tensor.is_quantized or tensor.is_nested:
+        kind = "quantized" if tensor.is_quantized else "nested"
+        raise MergelibError(f"{path}: tensor {name!r} is {kind}: save it as a plain one, float32")
+    parts = [tensor] if tensor.layout == torch.strided else _of_sparse(tensor)
+    room = sum(part.untyped_storage().nbytes() for part in parts)
+    entries = tensor.numel() * tensor.dtype.itemsize
+    if entries > room and (tensor.layout == torch.strided or entries > 2**33):
+        raise MergelibError(
+            f"{path}: tensor {name!r} of shape {tuple(tensor.shape)} holds fewer numbers than its "
+            f"shape says: {mend}"
+        )
+
+
+def _of_sparse(tensor: Tensor) -> list[Tensor]:
+    return [tensor._values()] if tensor.layout == torch.sparse_coo else [tensor.values()]
 
 
 def _load(path: Path) -> object:
@@ -171,7 +146,7 @@ def _load(path: Path) -> object:
                 if "mmap can only be used" not in str(error):
                     raise
                 return load()  # the format before PyTorch 1.6 cannot be mapped
-    except (RuntimeError, EOFError, OSError, LookupError, ValueError, UnpicklingError) as error:
+    except Exception as error:  # a damaged pickle raises whatever its bytes make of it
         text = str(error)
         refused = isinstance(error, UnpicklingError) and ("GLOBAL" in text or is_zipfile(path))
         if refused or "TorchScript" in text:
@@ -180,39 +155,16 @@ def _load(path: Path) -> object:
                 "loaded: save the state dict alone, torch.save(model.state_dict(), path), or as "
                 "safetensors"
             ) from None
-        reason = text.splitlines()[0].split(". ")[0] if text else type(error).__name__
         raise MergelibError(
-            f"{path} is truncated or no PyTorch file ({reason}): write or copy it again"
+            f"{path} is truncated or no PyTorch file ({_line(error)}): write or copy it again"
         ) from None
 
 
-def _directory(path: Path, stack: ExitStack) -> Weights:
-    if not (path / "config.json").is_file():
-        raise MergelibError(
-            f"{path} has no config.json: give a Hugging Face CLIP directory, or a checkpoint file"
-        )
-    kind = read_json(path / "config.json").get("model_type")
-    if kind not in ("clip", "clip_vision_model"):
-        raise MergelibError(
-            f"{path} holds a model of type {kind!r}: only CLIP (clip, clip_vision_model) is known"
-        )
-    for name in IN_DIRECTORY:
-        if (path / name).is_file():
-            return _raw(path / name, stack)
-        if (path / f"{name}.index.json").is_file():
-            return _shards(path, read_json(path / f"{name}.index.json"), stack)
-    raise MergelibError(f"{path} has neither {' nor '.join(IN_DIRECTORY)}: copy the weights there")
+def _line(error: Exception) -> str:
+    """What an error of a library says, in one line."""
+    return (str(error).splitlines() or [type(error).__name__])[0].split(". ")[0]
 
 
-def _shards(path: Path, index: Mapping, stack: ExitStack) -> Weights:
-    where: dict[str, str] = index["weight_map"]
-    files = {name: _raw(path / name, stack) for name in sorted(set(where.values()))}
-    for name, file in where.items():
-        if name not in files[file].shapes:
-            raise MergelibError(f"{path / file} lacks tensor {name!r}, which the index puts there")
-    return Weights(
-        str(path),
-        {name: files[file].shapes[name] for name, file in where.items()},
-        {name: files[file].dtypes[name] for name, file in where.items()},
-        lambda name: files[where[name]].get(name),
-    )
+def names_of(held: Mapping[str, object]) -> str:
+    """The first names of a mapping, for an error."""
+    return ", ".join(repr(name) for name in list(held)[:4])

@@ -4,14 +4,11 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from mergelib.core.errors import MergelibError
-
-Source = Path | str | Mapping[str, Tensor]  # a checkpoint (see `formats`), or tensors
 
 
 @dataclass(frozen=True)
@@ -33,8 +30,13 @@ class Weights:
         return frozenset(name for name, dtype in self.dtypes.items() if dtype.is_floating_point)
 
     def read(self, name: str) -> Tensor:
-        """The tensor of that name. Raises MergelibError if an entry is NaN or infinite."""
+        """The tensor of that name; of eight bits in float32, as they have no arithmetic.
+
+        Raises MergelibError if an entry is NaN or infinite.
+        """
         tensor = self.get(name)
+        if tensor.dtype.itemsize == 1 and tensor.dtype.is_floating_point:
+            tensor = tensor.float()
         ends = torch.aminmax(tensor) if tensor.numel() else ()
         if not math.isfinite(sum(end.item() for end in ends)):
             raise MergelibError(
@@ -43,11 +45,11 @@ class Weights:
         return tensor
 
 
-def of_mapping(state: Mapping[str, Tensor], label: str) -> Weights:
+def of_mapping(state: Mapping[str, Tensor], label: str, notes: tuple[str, ...] = ()) -> Weights:
     """A state dict in memory."""
     shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
     dtypes = {name: tensor.dtype for name, tensor in state.items()}
-    return Weights(label, shapes, dtypes, state.__getitem__)
+    return Weights(label, shapes, dtypes, state.__getitem__, notes)
 
 
 def check_same(origin: Weights, other: Weights) -> None:
@@ -64,8 +66,3 @@ def check_same(origin: Weights, other: Weights) -> None:
                 f"tensor {name!r} has shape {other.shapes[name]} in {other.label} but {shape} in "
                 f"{origin.label}: give models of one architecture"
             )
-    for name in sorted(origin.floating ^ other.floating):
-        raise MergelibError(
-            f"tensor {name!r} holds integers in one of {origin.label} and {other.label} and "
-            "floating point numbers in the other: save both with one type"
-        )

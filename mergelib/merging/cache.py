@@ -6,7 +6,7 @@ from pathlib import Path
 from torch import Tensor
 
 from mergelib.checkpoints.digests import content_digests
-from mergelib.checkpoints.weights import Source
+from mergelib.checkpoints.reading import Source
 from mergelib.core.store import digest, save_tensors
 from mergelib.merging.engine import sweep
 from mergelib.merging.layer import Layer, cached_rank

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -9,9 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mergelib.checkpoints.reading import opened
+from mergelib.checkpoints.layouts import Arranged
+from mergelib.checkpoints.reading import Source, View, opened, views
+from mergelib.checkpoints.selection import Choice, is_statistic
 from mergelib.checkpoints.task_vectors import difference
-from mergelib.checkpoints.weights import Source, Weights, check_same, of_mapping
+from mergelib.checkpoints.weights import Weights, check_same, of_mapping
 from mergelib.core.errors import MergelibError
 from mergelib.core.threads import threaded
 from mergelib.merging.layer import Layer
@@ -20,37 +23,79 @@ from mergelib.merging.registry import METHODS
 BATCH = 2**28  # bytes read between openings: pages of a mapped file count as memory until it closes
 HELD = 2**26  # bytes of task vectors of one tensor that are read once, however often they are used
 
+Shares = Mapping[str, Sequence[float]]  # by tensor: what every model's task vector is times
+Spec = dict[str, tuple[torch.dtype, tuple[int, ...]]]  # by name in the file: type and shape
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a merge will do, known before it does it.
+
+    `base` and `models` are views of what is merged. `spec` says what is written: the base's
+    tensors, under its own names. `kept` are those of them that are the base's own, `rows` shapes
+    of which only the first rows are merged, `notes` what a user should know.
+    """
+
+    base: View
+    models: tuple[View, ...]
+    spec: Spec
+    kept: tuple[str, ...]
+    notes: tuple[str, ...]
+
+
+def plan(
+    base: Source,
+    tuned: Sequence[Source],
+    choice: Choice | None = None,
+    dtype: torch.dtype | None = None,
+) -> Plan:
+    """Look through checkpoints before a merge; `dtype` of what is written (none: the base's).
+
+    Raises MergelibError as `mergelib.checkpoints.reading.views` does.
+    """
+    if isinstance(tuned, (Mapping, str, Path)):
+        raise MergelibError(
+            "the fine-tuned models must come as a list, even one alone: give [model]"
+        )
+    origin, models, found = views(base, tuned, choice, whole=True)
+    merged = {part for parts in origin.layout.values() for part in parts.names}
+    with opened(origin) as weights:
+        own = weights.own
+        types = {n: dtype if dtype and n in own.floating else own.dtypes[n] for n in own.shapes}
+        spec = {name: (types[name], own.shapes[name]) for name in own.shapes}
+    kept = tuple(name for name in spec if name not in merged)
+    return Plan(origin, tuple(models), spec, kept, found.notes)
+
 
 def sweep(
     base: Source,
     tuned: Sequence[Source],
     work: Callable[[Tensor, Layer], Tensor],
     factors: Sequence[Source] | None = None,
+    shares: Shares | None = None,
+    statistics: bool = True,
 ) -> Iterator[tuple[str, Tensor]]:
     """Yield (name, work(θ0, layer)) for each floating-point tensor of the base, in any order.
 
-    `factors` are files of `mergelib.merging.cache`, one a model. Tensors are worked on in parallel,
-    one core each. Raises MergelibError for other names or shapes, NaN, a file that cannot be read,
-    and factors that are not of these models.
+    `factors` are files of `mergelib.merging.cache`, one a model. `statistics`: those of activations
+    too. Tensors are worked on in parallel, one core each. Raises MergelibError for other names or
+    shapes, NaN, a file that cannot be read, and factors that are not of these models.
     """
-    if not tuned:
-        raise MergelibError("no fine-tuned model is given: give at least one checkpoint")
     if factors is not None and len(factors) != len(tuned):
         raise MergelibError(
             f"{len(factors)} files of factors for {len(tuned)} models: give one a model, in order"
         )
-    with opened(base, "the base") as origin:
-        if not origin.floating:
-            raise MergelibError(f"{origin.label} holds no floating point tensor: check the file")
-        shapes = {name: origin.shapes[name] for name in sorted(origin.floating)}
+    if not isinstance(base, View):
+        base, tuned, _ = views(base, tuned, whole=True)
+    with opened(base) as origin:
+        names = [name for name in sorted(origin.shapes) if statistics or not is_statistic(name)]
+        shapes = {name: origin.shapes[name] for name in names}
     for names in _batches(shapes, len(tuned) + 1):
         with ExitStack() as stack:
-            origin = stack.enter_context(opened(base, "the base"))
-            models = _opened(stack, tuned, "model")
-            for model in models:
-                check_same(origin, model)
+            origin = stack.enter_context(opened(base))
+            models = [stack.enter_context(opened(each)) for each in tuned]
             kept = None if factors is None else _opened(stack, factors, "factors of model")
-            found = partial(_found, work, origin, models, kept)
+            found = partial(_found, work, origin, models, kept, shares)
             yield from zip(names, threaded(found, names), strict=True)
 
 
@@ -67,7 +112,7 @@ def _batches(shapes: dict[str, tuple[int, ...]], copies: int) -> Iterator[list[s
         yield names
 
 
-def _opened(stack: ExitStack, sources: Sequence[Source], label: str) -> list[Weights]:
+def _opened(stack: ExitStack, sources: Sequence[Source], label: str) -> list[Arranged]:
     return [stack.enter_context(opened(s, f"{label} {t}")) for t, s in enumerate(sources)]
 
 
@@ -77,23 +122,29 @@ def _found(
     origin: Weights,
     models: Sequence[Weights],
     kept: Sequence[Weights] | None,
+    shares: Shares | None,
     name: str,
 ) -> Tensor:
     start = origin.read(name)
+    share = [1.0] * len(models) if shares is None else shares[name]
     read: list[Callable[[], Tensor]] = [
-        partial(_task_vector, model, name, start) for model in models
+        partial(_task_vector, model, name, start, part)
+        for model, part in zip(models, share, strict=True)
     ]
     if 8 * len(read) * start.numel() <= HELD:
         read = [cache(one) for one in read]
-    triplets = None if kept is None else lambda t: _triplets(kept[t], name, start)
+    triplets = None if kept is None else lambda t: _triplets(kept[t], name, start, share[t])
     return work(start, Layer(name, start.shape, read, triplets))
 
 
-def _task_vector(model: Weights, name: str, start: Tensor) -> Tensor:
-    return difference(model.read(name), start, str(start.device))
+def _task_vector(model: Weights, name: str, start: Tensor, share: float) -> Tensor:
+    vector = difference(model.read(name), start, str(start.device))
+    return vector if share == 1 else vector.mul_(share)
 
 
-def _triplets(kept: Weights, name: str, start: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _triplets(
+    kept: Weights, name: str, start: Tensor, share: float
+) -> tuple[Tensor, Tensor, Tensor]:
     keys = [f"{part}/{name}" for part in "usv"]
     rank = kept.shapes.get(keys[1], (0,))[0]
     wanted = [(len(start), rank), (rank,), (start.shape[1], rank)]
@@ -104,7 +155,7 @@ def _triplets(kept: Weights, name: str, start: Tensor) -> tuple[Tensor, Tensor, 
                 "models want: give factors of these models, in their order"
             )
     u, s, v = (kept.read(key).to(start.device) for key in keys)
-    return u, s, v
+    return (u, s, v) if share == 1 else (u if share > 0 else -u, s * abs(share), v)
 
 
 def merge(
@@ -118,14 +169,37 @@ def merge(
 ) -> dict[str, Tensor]:
     """Merge fine-tuned models: θ0 + Δ(τ1 … τT), tensor by tensor.
 
-    `base` and each of `tuned` are state dicts, or checkpoints (`mergelib.checkpoints.formats`; read
-    tensor by tensor), with the same names and shapes. Floating tensors come in float32, on the
-    device of the base; others (counters, masks) are copied from the base. `seed` matters for random
-    methods only (`METHODS[method].random`). `factors`, one file of `mergelib.merging.cache` a
-    model, spares tsv the decompositions; other methods do without. `into` are the tensors to write
-    to (say, those of a model that evaluates one merge after another); they are returned.
+    `base` and each of `tuned` are state dicts or checkpoints of one model, in whatever layouts.
+    All tensors of the base come back, under its own names and in its types, on its device; those
+    that no method merges (counters) are the base's. `seed` matters for random methods only
+    (`METHODS[method].random`). `factors`, one file of `mergelib.merging.cache` a model, spares tsv
+    the decompositions; other methods do without. `into` are the tensors to write to (say, those of
+    a model that evaluates one merge after another); they are returned.
     Raises MergelibError for an unknown method, a wrong parameter, no model, other names or shapes
     (of `into` too), NaN, and a file that cannot be read.
+    """
+    planned = plan(base, tuned)
+    if into is not None:
+        with opened(planned.base) as origin:
+            check_same(origin.own, of_mapping(into, "the tensors to write to"))
+    found = merged(planned, method, seed, factors, **params)
+    state = {n: t if into is None else into[n].copy_(t) for n, t in found}
+    return {name: state[name] for name in planned.spec}
+
+
+def merged(
+    planned: Plan,
+    method: str,
+    seed: int = 0,
+    factors: Sequence[Source] | None = None,
+    shares: Shares | None = None,
+    **params: Any,
+) -> Iterator[tuple[str, Tensor]]:
+    """The tensors of a planned merge as they are made, under the base's own names, in any order.
+
+    `shares` are what task vectors are times, by tensor and model (none: 1). Statistics of
+    activations (of batch normalization) are averaged by every method: an extrapolated variance may
+    be negative. Raises MergelibError as `merge` does.
     """
     row = METHODS[method]
     params = row.check(params)
@@ -133,26 +207,31 @@ def merge(
         raise MergelibError(f"{method}: seed must be a whole number, not {seed!r}")
     if row.random:
         params["seed"] = seed
-    if isinstance(tuned, (Mapping, str, Path)):
-        raise MergelibError(
-            "the fine-tuned models must come as a list, even one alone: give [model]"
-        )
-
+    views_of = (planned.base, planned.models)
     if (survey := row.survey) is not None:
-        parts = sweep(base, tuned, lambda start, layer: survey(layer, **params))
+        ask = partial(sweep, *views_of, shares=shares, statistics=False)
+        parts = ask(lambda start, layer: survey(layer, **params))
         params = {**params, "surveyed": torch.stack([part for _, part in parts]).sum(0)}
 
-    if into is not None:
-        with opened(base, "the base") as origin:
-            check_same(origin, of_mapping(into, "the tensors to write to"))
-
     def add(start: Tensor, layer: Layer) -> Tensor:
-        tensor = start + row.function(layer, **params)
-        return tensor.float() if into is None else into[layer.name].copy_(tensor)
+        if is_statistic(layer.name):
+            return start + layer.mean()
+        return start + row.function(layer, **params)
 
-    merged = dict(sweep(base, tuned, add, factors))
-    with opened(base) as origin:
-        for name in origin.shapes.keys() - origin.floating:
-            tensor = origin.get(name)
-            merged[name] = tensor.clone() if into is None else into[name].copy_(tensor)
-        return {name: merged[name] for name in origin.shapes}
+    with opened(planned.base) as origin:
+        for name, tensor in sweep(*views_of, add, factors, shares):
+            rows = origin.layout[name].rows
+            if rows is not None:  # others are the base's
+                part = origin.layout[name].names[0]
+                tensor = torch.cat([tensor, origin.own.get(part)[rows:].to(tensor)])
+            for own, piece in origin.under_own_names(name, tensor):
+                yield own, _cast(piece, planned.spec[own][0])
+        for own in planned.kept:
+            kept = origin.own.get(own)
+            yield own, _cast(kept, planned.spec[own][0]).clone()
+
+
+def _cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    if dtype.itemsize == 1 and dtype.is_floating_point and tensor.dtype != dtype:
+        tensor = tensor.float()  # from which alone there is a way to eight bits
+    return tensor.to(dtype)

@@ -11,8 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mergelib.checkpoints.reading import opened
-from mergelib.checkpoints.weights import Source
+from mergelib.checkpoints.reading import Source, opened
 from mergelib.core.store import digest, load_tensors, save_tensors
 from mergelib.metrics.weights import survey
 

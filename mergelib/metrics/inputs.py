@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mergelib.checkpoints.reading import opened
+from mergelib.checkpoints.reading import Source, opened
 from mergelib.checkpoints.task_vectors import gram, grams
-from mergelib.checkpoints.weights import Source, Weights, check_same
+from mergelib.checkpoints.weights import Weights, check_same
 from mergelib.core.errors import MergelibError
 from mergelib.core.threads import threaded
 from mergelib.linalg.lapack import small_gram

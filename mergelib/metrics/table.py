@@ -8,9 +8,9 @@ import numpy as np
 import pandas as pd
 
 from mergelib.checkpoints.digests import content_digests
-from mergelib.checkpoints.formats import text_matrices
-from mergelib.checkpoints.weights import Source
-from mergelib.core.errors import MergelibError
+from mergelib.checkpoints.reading import Source, text_matrices, views
+from mergelib.checkpoints.selection import Choice
+from mergelib.core.errors import MergelibError, tell
 from mergelib.metrics.cache import cached_survey
 from mergelib.metrics.inputs import Inputs, read_inputs
 from mergelib.metrics.registry import METRICS, check_edition, published_metrics
@@ -68,10 +68,13 @@ def pairwise_of_checkpoints(
     edition: str = "corrected",
     cache: Path | None = None,
     device: str = "cpu",
+    choice: Choice | None = None,
+    whole: bool = False,
 ) -> pd.DataFrame:
     """The metrics of checkpoints that their weights give: `weight_metrics`, or those in `names`.
 
-    Formats and what is read: `mergelib.checkpoints.formats`. Models that come as a list of paths
+    Formats: `mergelib.checkpoints.formats`. Of a CLIP the image tower is measured, or the `whole`;
+    `choice` leaves tensors out. Models that come as a list of paths
     are named by their file names without suffix, or their directories' names. `edition="paper"`
     also counts the matrices of the base's text side, as zero. `cache` is a folder that keeps what
     was computed, by content, so that one more model costs its own pass; `device` is where factors
@@ -86,6 +89,9 @@ def pairwise_of_checkpoints(
     labels = [_name(Path(m)) for m in models] if named is None else list(named)
     sources: list[Source] = [*models] if named is None else [*named.values()]
     zeros = text_matrices(base) if edition == "paper" else 0
+    base, shown, found = views(base, sources, choice, whole)
+    sources = [*shown]
+    tell(found.notes)
     summaries: Sequence[Source]
     if cache is None:
         layer_grams, summaries = survey(base, sources, device=device)
@@ -93,7 +99,21 @@ def pairwise_of_checkpoints(
         keys = content_digests(cache, [base, *sources])
         layer_grams, summaries = cached_survey(cache, base, sources, keys, device)
     x = read_inputs(base, sources, summaries, zeros, layer_grams)
+    _check_moved(x, labels, whole)
     return pairwise(x, labels, names, edition)
+
+
+def _check_moved(x: Inputs, labels: Sequence[str], whole: bool) -> None:
+    """Tell of models that are the base; raise MergelibError if all are."""
+    still = [label for label, norm in zip(labels, np.diagonal(x.gram), strict=True) if not norm]
+    of = "the tensors measured" if whole else "its image tower (all of it where it is no CLIP)"
+    if len(still) == len(labels):
+        raise MergelibError(
+            f"every model is the base in {of}: there is nothing to measure; if text towers were "
+            "tuned, measure whole models (--whole)"
+        )
+    if still:
+        tell([f"{label} is the base in {of}: its metrics say nothing" for label in still])
 
 
 def _name(path: Path) -> str:

@@ -8,8 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mergelib.checkpoints.reading import Source
 from mergelib.checkpoints.task_vectors import difference, sweep, tensor_gram
-from mergelib.checkpoints.weights import Source, Weights
+from mergelib.checkpoints.weights import Weights
 from mergelib.linalg.svd import ends
 
 SIGMAS = 100  # singular values kept per matrix

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from mergelib.checkpoints import formats
+from mergelib.checkpoints.reading import whole_clip
 from mergelib.core.errors import MergelibError
 from mergelib.core.store import load_tensors, read_json
 
@@ -114,7 +114,7 @@ def load(name: str = GLYPH_VIT, weights: Path | str | None = None) -> Backbone:
 
 
 def _load_hugging_face(model: CLIP, name: str, directory: Path) -> None:
-    load_state(model, formats.whole_clip(directory), directory)
+    load_state(model, whole_clip(directory), directory)
     config = read_json(directory / "config.json").get("vision_config") or {}
     activation = config.get("hidden_act", "quick_gelu")
     quick = isinstance(model.visual.transformer.resblocks[0].mlp.gelu, QuickGELU)

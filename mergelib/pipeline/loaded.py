@@ -9,7 +9,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from mergelib.checkpoints.weights import Source
+from mergelib.checkpoints.reading import Source
 from mergelib.core.store import load_tensors
 from mergelib.models.backbones import Backbone, load, load_state
 from mergelib.pipeline.keys import device

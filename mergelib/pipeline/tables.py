@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 
-from mergelib.checkpoints.formats import TEXT_MATRICES
+from mergelib.checkpoints.reading import TEXT_MATRICES
 from mergelib.core.store import digest, read_json
 from mergelib.merging.registry import METHODS
 from mergelib.metrics.inputs import read_inputs
