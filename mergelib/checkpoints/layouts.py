@@ -89,7 +89,7 @@ def layout_of(names: Collection[str]) -> dict[str, Parts] | None:
     """
     for find in (_open_clip, _hugging_face, _timm):
         if found := find(names):
-            return found
+            return found | {name: Parts((name,)) for name in BESIDE if name in names}
     prefix = commonprefix(list(names)).rpartition(".")[0] + "."
     inside = layout_of([n.removeprefix(prefix) for n in names]) if len(prefix) > 1 else None
     if inside is None:
