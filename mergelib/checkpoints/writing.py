@@ -22,12 +22,13 @@ from torch import Tensor
 
 from mergelib.checkpoints.casting import fitted
 from mergelib.checkpoints.companions import copy_companions, library
-from mergelib.checkpoints.formats import DTYPES, PICKLED
+from mergelib.checkpoints.formats import DTYPES
 from mergelib.checkpoints.shards import Spec, bytes_of, cut, index_of, size_in_bytes
 from mergelib.core.errors import MergelibError
 
 Put = Callable[[str, Tensor], None]
 
+PICKLED = (".pt", ".pth", ".bin")
 STEM = "model"  # of the weights in a folder
 FOLDER_LIMIT = 5 * 10**9  # of a shard there, as Hugging Face has it
 ONE_FILE = ("open_clip", "timm")  # libraries that read no shards
@@ -57,7 +58,7 @@ def writer(
     plan = _plan(out, spec, max_shard_size, None if like is None else Path(like))
     home = next(folder for folder in out.absolute().parents if folder.exists())
     _check_place(out, plan, home, sum(bytes_of(*each) for each in spec.values()))
-    temporary = home / f".{out.name}.{secrets.token_hex(6)}.tmp"
+    temporary = home / f".{secrets.token_hex(8)}.tmp"  # short, whatever the name is
     held: dict[str, Tensor] = {}
     given: set[str] = set()
     try:

@@ -13,10 +13,7 @@ class _Strict(yaml.SafeLoader):
         seen = set()
         for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
             if key.value in seen:
-                raise MergelibError(
-                    f"key {key.value!r} is given twice, again in line {key.start_mark.line + 1}: "
-                    "leave one"
-                )
+                raise ValueError(f"{key.value!r} is there twice")
             seen.add(key.value)
         return super().construct_mapping(node, deep)
 
@@ -24,8 +21,9 @@ class _Strict(yaml.SafeLoader):
 def parse_yaml(text: str, where: str) -> Any:
     """What a YAML text holds. Raises MergelibError, naming `where`, for none and a repeated key."""
     try:
-        return yaml.load(text, _Strict)  # noqa: S506  # a safe loader
-    except MergelibError as error:
-        raise MergelibError(f"{where}: {error}") from None
-    except (yaml.YAMLError, RecursionError, ValueError) as error:
-        raise MergelibError(f"{where} is not YAML ({error}): mend it") from None
+        return yaml.load(text, _Strict)  # a safe loader
+    except RecursionError:
+        raise MergelibError(f"{where} is nested too deeply: write it flatter") from None
+    except (yaml.YAMLError, ValueError) as error:
+        words = " ".join(str(error).split())
+        raise MergelibError(f"{where} cannot be used as YAML ({words}): mend it") from None

@@ -82,8 +82,8 @@ def read(path: Path | str) -> Recipe:
         raise MergelibError(f"recipe {path} is missing: give the path of a YAML file")
     try:
         text = path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise MergelibError(f"{path} is not YAML ({error}): mend it") from None
+    except UnicodeDecodeError:
+        raise MergelibError(f"{path} is no UTF-8 text: save it as UTF-8") from None
     return parse(text, path.parent, str(path))
 
 

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from mergelib.core.errors import MergelibError
+from mergelib.merging.registry import NUMBER
 
 Weight = float | list[float] | list[dict[str, Any]]
 
@@ -20,17 +21,12 @@ BLOCK = re.compile(r"(?:^|\.)(?:layers?|(?:res|dec)?blocks?|h|stages?)\.?(\d+)(?
 BEFORE = re.compile(r"embed(?!_out)|token|stem|patch|conv1|bn1|ln_pre|pre_?layrnorm|wte|wpe")
 
 
-def is_number(value: Any) -> bool:
-    """A finite number that is no bool."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
 def checked(weight: Any, where: str) -> Weight:
     """The weight, a lone {filter, value} as a list. Raises MergelibError, naming it, if it is none.
 
     An entry after one that counts for every tensor is a mistake too.
     """
-    if is_number(weight) or _is_gradient(weight):
+    if NUMBER.accepts(weight) or _is_gradient(weight):
         return weight
     entries = [weight] if isinstance(weight, Mapping) else weight
     if not isinstance(entries, list) or not all(isinstance(e, Mapping) for e in entries):
@@ -45,7 +41,7 @@ def checked(weight: Any, where: str) -> Weight:
             raise MergelibError(f"{where}: an entry has filter and value, not {dict(entry)!r}")
         if not isinstance(entry.get("filter", ""), str):
             raise MergelibError(f"{where}: a filter is part of a name, not {entry['filter']!r}")
-        if not (is_number(entry["value"]) or _is_gradient(entry["value"])):
+        if not (NUMBER.accepts(entry["value"]) or _is_gradient(entry["value"])):
             raise MergelibError(
                 f"{where}: a value is a number or a list of numbers, not {entry['value']!r}"
             )
@@ -55,7 +51,7 @@ def checked(weight: Any, where: str) -> Weight:
 
 
 def _is_gradient(value: Any) -> bool:
-    return isinstance(value, list) and bool(value) and all(is_number(each) for each in value)
+    return isinstance(value, list) and bool(value) and all(NUMBER.accepts(each) for each in value)
 
 
 def _for_all(entry: Mapping[str, Any]) -> bool:
@@ -117,10 +113,15 @@ def weights_by_name(
 ) -> dict[str, list[float]]:
     """The weights of T models by tensor; with `normalize` they are 1 on average in every tensor.
 
-    Raises MergelibError for a filter that is part of no name, a tensor without weight, and weights
-    to be normalized whose sum is 0.
+    Raises MergelibError for a filter that is part of no name, a gradient where no name has a block,
+    a tensor without weight, and weights to be normalized whose sum is 0.
     """
     where = positions(names)
+    graded = any(isinstance(e["value"], list) for weight in weights for e in entries(weight))
+    if graded and not any(_block(name)[1] for name in where):
+        raise MergelibError(
+            "no tensor's name has a numbered block: give numbers, not lists of them"
+        )
     for entry in (each for weight in weights for each in entries(weight)):
         if not _for_all(entry) and not any(entry["filter"] in name for name in where):
             raise MergelibError(f"filter {entry['filter']!r} is part of no tensor's name: mend it")
