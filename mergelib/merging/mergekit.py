@@ -1,11 +1,11 @@
 """Recipes with the keys of mergekit's YAML files, in our terms.
 
-linear         Σ wt θt / Σ wt: weight_avg.
+linear           Σ wt θt / Σ wt: weight_avg.
 task_arithmetic  θ0 + λ Σ wt τt: arithmetic, alpha = λ; with `normalize` divided by Σ wt.
-ties           for equal weights, which cancel under its `normalize`: ties, alpha = λ. Where trimmed
-               entries sum to exactly 0 it elects plus, ours the majority's sign.
-dare_linear    θ0 + λ Σ wt mt τt / density: dare, drop_rate = 1 − density. The masks are our own
-               draws; newer versions of mergekit rescale to the norm that was lost instead.
+ties             for equal weights, which cancel under its `normalize`: ties, alpha = λ. Where
+                 trimmed entries sum to exactly 0 it elects plus, ours the majority's sign.
+dare_linear      θ0 + λ Σ wt mt τt / density: dare, drop_rate = 1 − density. The masks are our own
+                 draws; newer versions of mergekit rescale to the norm that was lost instead.
 
 λ and the density are 1 where they are not given, as there, whatever our defaults. Methods that it
 has no name for, `tsv` say, are ours with our parameters.
@@ -17,7 +17,7 @@ from typing import Any
 
 from mergelib.core.errors import MergelibError
 from mergelib.core.registry import unknown
-from mergelib.merging.registry import METHODS
+from mergelib.merging.registry import METHODS, NUMBER
 
 THEIRS = {
     "linear": "weight_avg",
@@ -68,8 +68,8 @@ def _check_keys(raw: Mapping[str, Any]) -> None:
     if "slices" in raw:
         raise MergelibError("slices of layers cannot be merged: give whole models under 'models'")
     given = {key: value for key, value in raw.items() if value is not None}
-    tokenizer = given.pop("tokenizer", {"source": given.pop("tokenizer_source", "base")})
-    if tokenizer != {"source": "base"}:
+    sources = given.pop("tokenizer_source", "base"), given.pop("tokenizer", {"source": "base"})
+    if sources != ("base", {"source": "base"}):
         raise MergelibError(
             "the tokenizer is the base's and no other can be made: leave out tokenizer_source and "
             "tokenizer, or say tokenizer_source: base"
@@ -126,7 +126,7 @@ def _method(name: str, shared: Mapping[str, Any], models: list[dict[str, Any]]) 
         raise MergelibError(f"{name} is supported with normalize: true alone")
     if shared.get("rescale", True) is not True:
         raise MergelibError("dare_linear is supported with rescale: true alone")
-    if name in ("task_arithmetic", "dare_linear") and not isinstance(size, int | float):
+    if name in ("task_arithmetic", "dare_linear") and not NUMBER.accepts(size):
         raise MergelibError(f"lambda must be one number, not {size!r}")
     parameters: dict[str, Any] = {}
     if name == "task_arithmetic":  # our weights are normalized to 1 on average, not in sum
@@ -143,7 +143,7 @@ def _method(name: str, shared: Mapping[str, Any], models: list[dict[str, Any]]) 
 def _density(models: list[dict[str, Any]]) -> float:
     found = [each.get("density", 1.0) for each in models]
     first = found[0] if found else 1.0
-    if not isinstance(first, int | float) or any(each != first for each in found):
+    if not NUMBER.accepts(first) or any(each != first for each in found):
         raise MergelibError(f"density must be one number, the same for all models, not {found!r}")
     return first
 
@@ -151,7 +151,7 @@ def _density(models: list[dict[str, Any]]) -> float:
 def _drop_equal_weights(models: list[dict[str, Any]]) -> None:
     found = [each.pop("weight", 1.0) for each in models]
     first = found[0] if found else 1.0
-    if not isinstance(first, int | float) or first <= 0 or any(each != first for each in found):
+    if not NUMBER.accepts(first) or first <= 0 or any(each != first for each in found):
         raise MergelibError(
             f"ties is supported with equal weights alone, not {found!r}: leave them out, or use "
             "our own keys, method: ties, under which weights multiply the task vectors"
