@@ -197,7 +197,7 @@ LLAMA = [
 def literal_weight(weight, name, depth):
     """The weight of a Llama's tensor, by a loop that follows the definition word for word."""
     number = re.search(r"layers\.(\d+)", name)
-    place = int(number[1]) / (depth - 1) if number else 0.0 if "embed" in name else 1.0
+    place = int(number[1]) / (depth - 1) if number else 0.0
     value = weight
     if isinstance(weight, list) and isinstance(weight[0], dict):
         for entry in weight:
@@ -269,7 +269,7 @@ def test_places_along_towers_and_stages():
             "logit_scale",
         ]
     )
-    assert list(found.values()) == [0, 0, 0.5, 1, 1, 1, 0, 1, 0, 1]
+    assert list(found.values()) == [0, 0, 0.5, 1, 0, 0, 0, 1, 0, 0]
     stages = [f"stages.{i}.layers.{j}.a" for i in range(2) for j in range(2)]
     assert list(positions(stages).values()) == pytest.approx([0, 1 / 3, 2 / 3, 1])
     assert positions(["layer1.0.conv1.weight", "layer2.0.a", "layer3.1.a", "conv1.weight"]) == {
@@ -278,11 +278,10 @@ def test_places_along_towers_and_stages():
         "layer3.1.a": 1,
         "conv1.weight": 0,
     }
-    assert positions(["h.0.a", "wte.weight", "embed_out.weight", "head.1.a"]) == {
+    assert positions(["h.0.a", "wte.weight", "head.1.a"]) == {
         "h.0.a": 1,
         "wte.weight": 0,
-        "embed_out.weight": 1,
-        "head.1.a": 1,
+        "head.1.a": 0,
     }
     assert value_at([1.0, 3.0], "x", 0.25) == 1.5
 

@@ -1,8 +1,9 @@
 """How much of a model goes into each tensor of a merge: numbers, gradients over layers, filters.
 
 A weight is a number; a list of numbers, a gradient, which stretches over the blocks of each tower
-from the first to the last, linear between; or a list of {filter, value} whose value is one of both:
-the first entry whose filter is part of the tensor's name counts ("*", or no filter: every tensor).
+from the first to the last, linear between, and whose first number counts outside of blocks (in the
+head too, as in mergekit 0.1.5: give it a filter); or a list of {filter, value} whose value is one
+of both: the first entry whose filter is part of the tensor's name counts ("*", or no filter: all).
 """
 
 import math
@@ -17,8 +18,6 @@ Weight = float | list[float] | list[dict[str, Any]]
 
 # A numbered block: layers.3., resblocks.3., transformer.h.3., stages.1.layers.0., layer1.
 BLOCK = re.compile(r"(?:^|\.)(?:layers?|(?:res|dec)?blocks?|h|stages?)\.?(\d+)(?=\.)")
-# Outside the blocks: what comes before them; all else comes after.
-BEFORE = re.compile(r"embed(?!_out)|token|stem|patch|conv1|bn1|ln_pre|pre_?layrnorm|wte|wpe")
 
 
 def checked(weight: Any, where: str) -> Weight:
@@ -59,10 +58,10 @@ def _for_all(entry: Mapping[str, Any]) -> bool:
 
 
 def positions(names: Iterable[str]) -> dict[str, float]:
-    """Where each tensor is along its tower: 0 in the first block or before it, 1 in the last.
+    """Where each tensor is along its tower: 0 in the first block, 1 in the last.
 
     A tower is what stands before the first block's number; blocks in stages are counted through.
-    A lone block, and what comes after the blocks, is at 1.
+    A lone block is at 1, what is outside of blocks at 0.
     """
     found = {name: _block(name) for name in names}
     towers: dict[str, set[tuple[int, ...]]] = {}
@@ -74,10 +73,7 @@ def positions(names: Iterable[str]) -> dict[str, float]:
         last = max(len(blocks) - 1, 1)
         for i, block in enumerate(sorted(blocks)):
             places[tower, block] = i / last if len(blocks) > 1 else 1.0
-    return {
-        name: places[where] if where[1] else 0.0 if BEFORE.search(name) else 1.0
-        for name, where in found.items()
-    }
+    return {name: places.get(where, 0.0) for name, where in found.items()}
 
 
 def _block(name: str) -> tuple[str, tuple[int, ...]]:
