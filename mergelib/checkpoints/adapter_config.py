@@ -26,6 +26,10 @@ VARIANTS = {
 }
 # Initial values that are taken off the base, which then is another one.
 REBASED = ("pissa", "olora", "corda", "lora_ga", "loftq")
+# Up to this version PEFT adds what it learns for the inner projection of torch's attention twice,
+# in training too, so that the model is θ0 + 2·s·B·A there (huggingface/peft#3774).
+TWICE = (0, 21, 2)
+INNER = ".base_layer."  # in the name of that projection: attn.base_layer.out_proj
 WHOLE = "merge it with PEFT (merge_and_unload) and give the model"
 
 
@@ -40,6 +44,7 @@ class Settings:
     alpha_pattern: Mapping[str, float]
     rslora: bool
     transposed: bool
+    version: tuple[int, ...]  # of PEFT; () before it was written down
 
     def scale(self, module: str, rank: int, given: float | None = None) -> float:
         """The scale of a module whose factors have that rank; `given` is an alpha beside them.
@@ -47,7 +52,12 @@ class Settings:
         Raises MergelibError if the configuration says another rank, or another alpha.
         Source: Kalajdzievski 2023, "A rank stabilization scaling factor", for alpha/√r.
         """
-        module = module.split(".base_layer.")[0]  # attention's inner projection follows the module
+        module, *inner = module.split(INNER)  # which follows its module's patterns
+        if inner and self.version > TWICE:
+            raise MergelibError(
+                f"{self.path}: {module!r} is an attention, whose {inner[0]} PEFT adds twice up to "
+                f"version {'.'.join(map(str, TWICE))}; whether this one's does is unknown: {WHOLE}"
+            )
         r = _by_pattern(self.path, self.rank_pattern, module, self.r)
         alpha = _by_pattern(self.path, self.alpha_pattern, module, self.alpha)
         for what, said, is_so in (("r", r, rank), ("lora_alpha", alpha, given)):
@@ -56,7 +66,7 @@ class Settings:
                     f"{self.path}: {what} of {module!r} is {said:g}, but {is_so:g} where its "
                     "weights lie: give the configuration that was saved with them"
                 )
-        return alpha / (math.sqrt(r) if self.rslora else r)
+        return (2 if inner else 1) * alpha / (math.sqrt(r) if self.rslora else r)
 
 
 def _by_pattern(path: Path, patterns: Mapping[str, float], module: str, default: float) -> float:
@@ -102,6 +112,7 @@ def read_settings(path: Path) -> Settings:
         {k: _number(path, k, v) for k, v in _patterns(path, config, "alpha_pattern").items()},
         bool(config.get("use_rslora")),
         bool(config.get("fan_in_fan_out")),
+        tuple(int(part) for part in re.findall(r"\d+", str(config.get("peft_version")))[:3]),
     )
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from mergelib.checkpoints import formats
-from mergelib.checkpoints.adapter_config import Settings, read_settings
+from mergelib.checkpoints.adapter_config import INNER, Settings, read_settings
 from mergelib.checkpoints.adapters import Adapter, Factors
 from mergelib.checkpoints.weights import Weights
 from mergelib.core.errors import MergelibError
@@ -147,7 +147,7 @@ def _names(weights: Weights) -> _Names:
 
 def _own(name: str) -> str:
     """The model's own name of what PEFT has wrapped."""
-    return name.replace(".base_layer.", ".")
+    return name.replace(INNER, ".")
 
 
 def _adapter(weights: Weights, settings: Settings | None, label: str) -> Adapter:
@@ -174,7 +174,13 @@ def _adapter(weights: Weights, settings: Settings | None, label: str) -> Adapter
         if "B_bias" in parts:
             bias = found.scale * weights.read(parts["B_bias"]).double()
             added[_own(f"{module}.bias")] = bias
-    note = f"{label}: {len(names.left_out)} original tensors of saved modules are left out"
+    notes = []
+    if names.left_out:
+        notes.append(
+            f"{label}: {len(names.left_out)} original tensors of saved modules are left out"
+        )
+    if any(INNER in module for module in names.modules):
+        notes.append(f"{label}: out_proj of attention counts twice, as PEFT trains it (peft#3774)")
     return Adapter(
         label,
         factors,
@@ -182,7 +188,7 @@ def _adapter(weights: Weights, settings: Settings | None, label: str) -> Adapter
         added,
         settings is not None and settings.transposed,
         flat,
-        (note,) if names.left_out else (),
+        tuple(notes),
     )
 
 
