@@ -7,7 +7,9 @@ import torch
 from torch import nn
 
 from mergelib.checkpoints.adapter_files import read_adapter
+from mergelib.checkpoints.adapter_folder import write_adapter
 from mergelib.checkpoints.adapters import applied
+from mergelib.checkpoints.extracting import Wanted, extract
 from mergelib.checkpoints.weights import of_mapping
 
 peft = pytest.importorskip("peft")
@@ -110,9 +112,8 @@ def test_a_pickled_adapter(tmp_path):
     assert_same(weights, wrapped.merge_and_unload().state_dict())
 
 
-@pytest.mark.parametrize("vision_only", [True, False])
-def test_a_hugging_face_clip(tmp_path, vision_only):
-    """The wrapper `vision_model.` comes and goes with the version of transformers."""
+def clip(vision_only):
+    """A small CLIP of transformers, or its image tower."""
     vision = transformers.CLIPVisionConfig(
         hidden_size=8,
         intermediate_size=16,
@@ -132,13 +133,15 @@ def test_a_hugging_face_clip(tmp_path, vision_only):
         projection_dim=6,
     )
     if vision_only:
-        model = transformers.CLIPVisionModel(vision)
-    else:
-        model = transformers.CLIPModel(
-            transformers.CLIPConfig(
-                text_config=text.to_dict(), vision_config=vision.to_dict(), projection_dim=6
-            )
-        )
+        return transformers.CLIPVisionModel(vision)
+    both = {"text_config": text.to_dict(), "vision_config": vision.to_dict()}
+    return transformers.CLIPModel(transformers.CLIPConfig(**both, projection_dim=6))
+
+
+@pytest.mark.parametrize("vision_only", [True, False])
+def test_a_hugging_face_clip(tmp_path, vision_only):
+    """The wrapper `vision_model.` comes and goes with the version of transformers."""
+    model = clip(vision_only)
     wrapped, before = trained(model, target_modules=["q_proj", "fc1"])
     wrapped.save_pretrained(tmp_path)
     adapter, merged = read_adapter(tmp_path), wrapped.merge_and_unload().state_dict()
@@ -149,3 +152,53 @@ def test_a_hugging_face_clip(tmp_path, vision_only):
         other = {rename(name): tensor for name, tensor in before.items()}
         weights = applied(adapter, of_mapping(other, "the base"))
         assert_same(weights, {rename(name): tensor for name, tensor in merged.items()})
+
+
+def extracted(base, tuned, folder, **options):
+    """The adapter of a model at full rank, in a folder."""
+    weights = (of_mapping(base, "the base"), of_mapping(tuned, "the model"))
+    found = extract(*weights, Wanted(99, **options))
+    write_adapter(folder, found.tensors, found.config)
+    return found
+
+
+def moved(state):
+    return {
+        name: tensor + 0.1 * torch.randn_like(tensor) if tensor.is_floating_point() else tensor + 1
+        for name, tensor in state.items()
+    }
+
+
+@pytest.mark.filterwarnings("error:Found missing adapter keys")
+@pytest.mark.parametrize("alpha", [None, 3.0])
+def test_peft_loads_what_is_extracted(tmp_path, alpha):
+    torch.manual_seed(1)
+    model = Tiny()
+    base = copy.deepcopy(model.state_dict())
+    tuned = {n: base[n] if n.startswith("attn") else t for n, t in moved(base).items()}
+    extracted(base, tuned, tmp_path / "a", alpha=alpha, embeddings=["emb"])
+    merged = peft.PeftModel.from_pretrained(model, tmp_path / "a").merge_and_unload().state_dict()
+    assert_same(of_mapping(tuned, "the model"), merged)
+
+
+@pytest.mark.filterwarnings("ignore:fan_in_fan_out is set to False")
+def test_peft_loads_transposed_layers(tmp_path):
+    torch.manual_seed(2)
+    model = Transposed()
+    base = copy.deepcopy(model.state_dict())
+    tuned = moved(base)
+    extracted(base, tuned, tmp_path / "a", transposed=True)
+    merged = peft.PeftModel.from_pretrained(model, tmp_path / "a").merge_and_unload().state_dict()
+    assert_same(of_mapping(tuned, "the model"), merged)
+
+
+@pytest.mark.filterwarnings("error:Found missing adapter keys")
+def test_peft_loads_a_hugging_face_clip(tmp_path):
+    torch.manual_seed(3)
+    model = clip(vision_only=False)
+    base = copy.deepcopy(model.state_dict())
+    held = [name for name in base if name.endswith(("class_embedding", "logit_scale"))]
+    tuned = {n: base[n] if n in held or "ids" in n else t for n, t in moved(base).items()}
+    extracted(base, tuned, tmp_path / "a")
+    merged = peft.PeftModel.from_pretrained(model, tmp_path / "a").merge_and_unload().state_dict()
+    assert_same(of_mapping(tuned, "the model"), merged)

@@ -172,7 +172,9 @@ def applied(adapter: Adapter, base: Weights) -> Adapted:
         if name in placed.factors:
             factors = placed.factors[name]
             tensor = tensor + (factors.left @ factors.right).reshape(tensor.shape).to(tensor.device)
-        return tensor + placed.added[name] if name in placed.added else tensor
+        if name in placed.added:
+            tensor = tensor + placed.added[name].to(tensor.device)
+        return tensor
 
     label = f"{placed.label} on {base.label}"
     return Adapted(

@@ -107,12 +107,10 @@ def _shifted(
                 "the adapter with the modules' own names"
             )
     notes = []
-    if shift != ("", ""):
-        notes.append(
-            f"{label}: its names lack the base's prefix {shift[1]!r}"
-            if shift[1]
-            else f"{label}: the prefix {shift[0]!r}, which the base lacks, is taken off"
-        )
+    if shift[1]:
+        notes.append(f"{label}: its names lack the base's prefix {shift[1]!r}")
+    elif shift[0]:
+        notes.append(f"{label}: the prefix {shift[0]!r}, which the base lacks, is taken off")
     elif ways:
         notes.append(f"{label}: its names are the base's own; prefix {', '.join(ways)} fits too")
     return Matched({name: each[0] for name, each in fits[shift].items()}, tuple(notes))
