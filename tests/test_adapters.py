@@ -195,6 +195,15 @@ def test_names_that_fit_twice_or_not_at_all(tmp_path):
         added(folder, one | {"1.fc.weight": torch.zeros(3, 4, dtype=torch.uint8)})
 
 
+def test_one_tensor_under_two_names(tmp_path):
+    folder = write(tmp_path / "a", pair("fc", 3, 4) | pair("vision_model.fc", 3, 4))
+    with pytest.raises(MergelibError, match="two of fc.weight, vision_model.fc.weight are one"):
+        added(folder, {"fc.weight": torch.zeros(3, 4)})
+    folder = write(tmp_path / "a", pair("model.fc", 3, 4))
+    with pytest.raises(MergelibError, match="'model.fc.weight', which the base lacks"):
+        added(folder, {"weight": torch.zeros(3, 4)})  # any module's, so not this one's
+
+
 def kohya(tmp_path, names, alpha=4.0):
     tensors = {}
     for name in names:

@@ -95,6 +95,12 @@ def fitted(adapter: Adapter, base: Weights) -> Adapter:
                 f"{base.label}: {ours[name]!r}, which {adapter.label} changes, holds "
                 f"{base.dtypes[ours[name]]}: give the base as it was before it was quantized"
             )
+    for names in (adapter.factors, adapter.whole, adapter.added):
+        if len({ours[name] for name in names}) < len(names):
+            raise MergelibError(
+                f"{adapter.label}: two of {', '.join(sorted(names))} are one tensor of "
+                f"{base.label}: save the adapter with the base's own names"
+            )
     for part in (adapter.whole, adapter.added):
         for name, tensor in part.items():
             if tuple(tensor.shape) != base.shapes[ours[name]]:

@@ -29,25 +29,14 @@ def matched(
     held = list(base)
     if not wanted:
         return Matched({})
-    if flat:
-        found = _shifted(wanted, _by_form(held, _flattened), "_", label, base_label)
-    else:
-        found = _shifted(wanted, _by_form(held, str), ".", label, base_label)
-        if found is None:
-            inner = _shifted(
-                {_unwrapped(name) for name in wanted},
-                _by_form(held, _unwrapped),
-                ".",
-                label,
-                base_label,
-            )
-            if inner is not None:
-                names = {name: inner.names[_unwrapped(name)] for name in wanted}
-                note = f"{label}: the wrapper {WRAPPER!r} is passed over in names"
-                found = Matched(names, (*inner.notes, note))
-    if found is None:
-        raise MergelibError(_lacking(wanted, held, label, base_label, flat))
-    return found
+    dot = "_" if flat else "."
+    for form in (_flattened,) if flat else (str, _unwrapped):
+        forms = _by_form(held, form)
+        if found := _shifted({form(name) for name in wanted}, forms, dot, label, base_label):
+            passed = f"{label}: the wrapper {WRAPPER!r} is passed over in names"
+            notes = (*found.notes, passed) if form is _unwrapped else found.notes
+            return Matched({name: found.names[form(name)] for name in wanted}, notes)
+    raise MergelibError(_lacking(wanted, held, label, base_label, flat))
 
 
 def _flattened(name: str) -> str:
@@ -72,7 +61,7 @@ def _shifts(wanted: str, forms: Iterable[str], dot: str) -> list[tuple[str, str]
         for form in forms:
             if form.endswith(dot + name):
                 found.add(("", form.removesuffix(name)))
-            elif name.endswith(dot + form):
+            elif name.endswith(dot + form) and dot in form:  # a module's, not `weight` alone
                 found.add((name.removesuffix(form), ""))
     return sorted(found)
 
@@ -141,5 +130,5 @@ def _lacking(
     some = f", and {len(worst) - 1} more" if len(worst) > 1 else ""
     return (
         f"{label} changes {worst[0]!r}, which {base_label} lacks{some}: give the base that the "
-        "adapter was trained on"
+        "adapter was trained on, with its head if that was trained too"
     )

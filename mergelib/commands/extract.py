@@ -1,7 +1,6 @@
 """`mergelib extract`: a fine-tuned model as a LoRA adapter of its base."""
 
 import argparse
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,7 +14,6 @@ EPILOG = (
     "that is no matrix (--matrices-only). All that is left out is named."
 )
 DTYPES = ("float32", "float16", "bfloat16")
-LISTED = 20  # tensors left out that are named one by one
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -73,13 +71,6 @@ def _lines(out: Path, found: "Extracted") -> list[str]:
     if found.left_out:
         share = found.share(found.left_out)
         lines.append(f"left out: {len(found.left_out)} tensors that hold {share:.4%} of ‖τ‖²")
-        lines += _listed(found, found.left_out)
-    return lines
-
-
-def _listed(found: "Extracted", names: Sequence[str]) -> list[str]:
-    largest = sorted(names, key=lambda name: -found.squares[name])
-    lines = [f"  {name}: {found.share([name]):.4%}" for name in largest[:LISTED]]
-    if rest := largest[LISTED:]:
-        lines.append(f"  and {len(rest)} more: {found.share(rest):.4%}")
+        largest = sorted(found.left_out, key=lambda name: -found.squares[name])
+        lines += [f"  {name}: {found.share([name]):.4%}" for name in largest]
     return lines
