@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -44,13 +45,16 @@ def read_mapping(path: Path) -> dict[str, Any]:
     return held
 
 
-def read_yaml(path: Path) -> dict[str, Any]:
-    """Read a YAML file of names and values.
+def read_yaml(path: Path, replaced: Mapping[str, str] | None = None) -> dict[str, Any]:
+    """Read a YAML file of names and values; words of its text may be `replaced` first.
 
     Raises MergelibError if the file is missing, too large, no mapping, or as `parse_yaml` does.
     """
     path = Path(path)
-    held = parse_yaml(_text(path, YAML_BYTES), str(path))
+    text = _text(path, YAML_BYTES)
+    for word, instead in (replaced or {}).items():
+        text = text.replace(word, instead)
+    held = parse_yaml(text, str(path))
     if not isinstance(held, dict):
         raise MergelibError(
             f"{path} holds no `name: value` lines (a {type(held).__name__}): write some"

@@ -29,7 +29,7 @@ def check_output(
         else:
             _check_file(path)
         check_suffix(path, suffixes)
-        _probe(path)
+        _probe(path / "x" if folder else path)
     except OSError as error:
         raise unwritten(path, error) from None
 
@@ -75,19 +75,19 @@ def _check_new_folder(path: Path) -> None:
 def _check_apart(path: Path, inputs: Sequence[Path], folder: bool) -> None:
     """Inputs are not written over, by whatever name, nor anything put among them."""
     here = Path(os.path.realpath(path))
-    for each in inputs:
-        if not each.exists():
-            continue  # whoever reads it says so
+    for each in filter(os.path.exists, inputs):  # of one that is missing, its reader says so
         there = Path(os.path.realpath(each))
-        if here == there or (path.exists() and path.samefile(each)):
+        if _same(path, each):
             raise MergelibError(f"{path} is {_called(path, each)}: give another path")
-        parts = (
-            [f for f in each.iterdir() if path.is_file() and f.exists()] if each.is_dir() else []
-        )
-        if there in here.parents or any(path.samefile(part) for part in parts):
+        if each.is_dir() and (there in here.parents or any(_same(path, f) for f in each.iterdir())):
             raise MergelibError(f"{path} is a part of the input {each}: write it elsewhere")
         if folder and here in there.parents:
             raise MergelibError(f"{path} holds the input {each}: give a folder of its own")
+
+
+def _same(one: Path, other: Path) -> bool:
+    both = os.path.exists(one) and os.path.exists(other)
+    return both and os.path.samefile(one, other)
 
 
 def _called(path: Path, each: Path) -> str:
