@@ -5,8 +5,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from mergelib.core.documents import read_yaml
 from mergelib.core.errors import MergelibError
+from mergelib.core.yaml_files import read_yaml
 
 PICTURES = (".png", ".svg", ".jpg", ".gif")
 

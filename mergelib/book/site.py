@@ -15,8 +15,8 @@ from mergelib.book.contents import PICTURES, below
 from mergelib.book.figures import with_captions
 from mergelib.book.notebooks import INJECTED, clean, read_notebook, write_notebook
 from mergelib.book.parameters import edition, parameters
-from mergelib.core.documents import read_yaml
 from mergelib.core.errors import MergelibError
+from mergelib.core.yaml_files import read_yaml
 
 AS_COMMITTED = "Shown with the outputs that were committed with the repository, not run here."
 

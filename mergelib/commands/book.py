@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from mergelib.book.build import build
-from mergelib.core.documents import parse_yaml, read_yaml
 from mergelib.core.outputs import check_folder, check_output
+from mergelib.core.yaml_files import parse_yaml, read_yaml
 
 EPILOG = """\
 Parameters are those of the chapters' cells tagged `parameters`. A name that no chapter has, or a

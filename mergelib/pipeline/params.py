@@ -7,9 +7,9 @@ from reprlib import repr as brief
 from typing import Any, get_args, get_origin, get_type_hints
 
 from mergelib.core.devices import DEVICES
-from mergelib.core.documents import read_yaml
 from mergelib.core.errors import MergelibError
 from mergelib.core.registry import unknown
+from mergelib.core.yaml_files import read_yaml
 from mergelib.merging.registry import METHODS
 from mergelib.metrics.registry import EDITIONS, METRICS
 from mergelib.models.backbones import GLYPH_VIT

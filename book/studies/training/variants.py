@@ -6,8 +6,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
 
-from mergelib.core.documents import read_yaml
 from mergelib.core.errors import MergelibError
+from mergelib.core.yaml_files import read_yaml
 from mergelib.models.rules import RULES
 from mergelib.pipeline import params
 from mergelib.pipeline.params import Run
