@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from mergelib.core import store
+from mergelib.core.atomic import atomic
 from mergelib.core.errors import MergelibError
 
 
@@ -47,7 +48,7 @@ def _failing_write(file):
         temporary.write_text("half")
         raise RuntimeError("the disk is full")
 
-    store._atomic(file, half)
+    atomic(file, half)
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".parquet"])

@@ -104,7 +104,7 @@ def test_mistakes_are_named(tmp_path, changes, words):
 
 def test_a_missing_file_is_named(tmp_path, capsys):
     assert command.main(["--params", str(tmp_path / "no.yaml")]) == 1
-    assert "no.yaml cannot be read" in capsys.readouterr().err
+    assert "no.yaml is missing" in capsys.readouterr().err
 
 
 # ---- What is chosen -----------------------------------------------------------------------------

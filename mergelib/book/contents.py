@@ -5,9 +5,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from mergelib.core.errors import MergelibError
+from mergelib.core.yaml_files import read_yaml
 
 PICTURES = (".png", ".svg", ".jpg", ".gif")
 
@@ -18,13 +17,10 @@ def entries(source: Path) -> list[str]:
     Raises MergelibError if the file is missing, malformed, or names a page that does not exist.
     """
     path = Path(source) / "_toc.yml"
-    try:
-        toc = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise MergelibError(f"{path} is missing: run this in the book's root folder") from None
-    except yaml.YAMLError as error:
-        raise MergelibError(f"{path} is not YAML ({error}): mend it") from None
-    if not isinstance(toc, dict) or "root" not in toc:
+    if not path.is_file():
+        raise MergelibError(f"{path} is missing: run this in the book's root folder")
+    toc = read_yaml(path)
+    if "root" not in toc:
         raise MergelibError(f"{path} names no `root` page: add one")
     names = [re.sub(r"\.(md|ipynb)$", "", name) for name in (str(toc["root"]), *_files(toc))]
     for name in names:

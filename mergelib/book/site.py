@@ -16,6 +16,7 @@ from mergelib.book.figures import with_captions
 from mergelib.book.notebooks import INJECTED, clean, read_notebook, write_notebook
 from mergelib.book.parameters import edition, parameters
 from mergelib.core.errors import MergelibError
+from mergelib.core.yaml_files import read_yaml
 
 AS_COMMITTED = "Shown with the outputs that were committed with the repository, not run here."
 
@@ -61,13 +62,9 @@ def prepare(source: Path, pages: Mapping[Path, Path], site: Path) -> None:
 
 def _write_configuration(path: Path, target: Path, differs: Mapping[str, str]) -> None:
     """Copy the configuration: the edition goes into the title, the version where `{version}` is."""
-    try:
-        text = path.read_text(encoding="utf-8").replace("{version}", version("mergelib"))
-        held: dict[str, Any] = yaml.safe_load(text)
-    except FileNotFoundError:
-        raise MergelibError(f"{path} is missing: Jupyter Book 1.x needs it") from None
-    except yaml.YAMLError as error:
-        raise MergelibError(f"{path} is not YAML ({error}): mend it") from None
+    if not path.is_file():
+        raise MergelibError(f"{path} is missing: Jupyter Book 1.x needs it")
+    held: dict[str, Any] = read_yaml(path, {"{version}": version("mergelib")})
     if differs:
         held["title"] = f"{held.get('title', '')} ({_listed(differs)})"
     target.write_text(yaml.safe_dump(held, sort_keys=False, allow_unicode=True), encoding="utf-8")

@@ -5,9 +5,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-from mergelib.predict.agreement import agreement_of_files
-from mergelib.predict.evaluate import plain
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
@@ -23,6 +20,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Compute and print the agreement; returns what was printed."""
+    from mergelib.predict.agreement import agreement_of_files
+    from mergelib.predict.evaluate import plain
+
     result = plain(agreement_of_files(args.files))
     if args.json:
         print(json.dumps(result, allow_nan=False))

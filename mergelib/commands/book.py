@@ -5,10 +5,9 @@ import os
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from mergelib.book.build import build
-from mergelib.core.errors import MergelibError
+from mergelib.core.outputs import check_folder, check_output
+from mergelib.core.yaml_files import parse_yaml, read_yaml
 
 EPILOG = """\
 Parameters are those of the chapters' cells tagged `parameters`. A name that no chapter has, or a
@@ -70,18 +69,21 @@ def _jobs(text: str) -> int:
 def _read_parameters(files: list[str], pairs: list[list[str]]) -> dict[str, Any]:
     parameters: dict[str, Any] = {}
     for file in files:
-        try:
-            held = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
-        except (OSError, yaml.YAMLError) as error:
-            raise MergelibError(f"{file} cannot be read as YAML: {error}") from None
-        if not isinstance(held, dict):
-            raise MergelibError(f"{file} holds no `name: value` lines")
-        parameters |= held
-    return parameters | {name: yaml.safe_load(value) for name, value in pairs}
+        parameters |= read_yaml(Path(file))
+    return parameters | {name: parse_yaml(value, f"-p {name}") for name, value in pairs}
+
+
+def _check_outputs(args: argparse.Namespace) -> None:
+    """Refuse a folder that cannot be written, or whose files are no earlier build's."""
+    check_folder(args.source / "_build")
+    if args.out is not None:
+        given = [folder for folder in (args.tables, args.released) if folder is not None]
+        check_output(args.out, given, folder=not (args.out / "index.html").is_file())
 
 
 def run(args: argparse.Namespace) -> int:
     """Build the book as the command line says; prints the page to open."""
+    _check_outputs(args)
     passed = _read_parameters(args.files, args.pairs)
     pages = build(
         args.source,

@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 
 from mergelib.commands import EPILOG as EPILOG
+from mergelib.core.outputs import TABLES, check_folder, check_output
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -20,6 +21,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Write the metrics table of the checkpoints."""
+    inputs = [args.base, *args.models]
+    check_output(args.out, inputs, TABLES)
+    if args.cache is not None:
+        check_folder(args.cache, inputs)
     from mergelib.core.store import write_table
     from mergelib.face import measure
     from mergelib.metrics.table import weight_metrics

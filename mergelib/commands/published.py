@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from mergelib.core.outputs import check_folder
 from mergelib.pairs.tables import write_setting
 from mergelib.published.released import COMMIT, HISTORIC, REPOSITORY, SETTINGS, read_setting
 
@@ -25,6 +26,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Read all settings, then write them; nothing is written if one cannot be read."""
+    for setting in SETTINGS:
+        check_folder(args.target / setting, [args.source])
     tables = {s: read_setting(args.source, s, args.historic) for s in SETTINGS}
     for setting, held in tables.items():
         write_setting(held, args.target / setting)

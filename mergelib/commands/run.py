@@ -3,6 +3,8 @@
 import argparse
 from pathlib import Path
 
+from mergelib.core.outputs import check_folder
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of `mergelib run`."""
@@ -15,11 +17,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Run a parameter file and say what was written."""
+    check_folder(args.store, [args.params])
     from mergelib.pipeline import params
     from mergelib.pipeline.run import execute
 
     settings = params.load(args.params)
     tables = args.tables or Path("_build/tables") / settings.name
+    check_folder(tables, [args.params])
     made = execute(settings, args.store, tables, args.jobs)
     sizes = ", ".join(f"{name} {len(table)} rows" for name, table in made.items())
     print(f"{tables}: {sizes}")

@@ -7,11 +7,12 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import fields
 from functools import partial
 from importlib.metadata import EntryPoint, entry_points
-from typing import Generic, TypeVar
-
-import pandas as pd
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 from mergelib.core.errors import MergelibError
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 Row = TypeVar("Row")
 
@@ -90,8 +91,10 @@ class Registry(Generic[Row]):
         """All rows in registration order."""
         return [self._rows[name] for name in self]
 
-    def table(self) -> pd.DataFrame:
+    def table(self) -> "pd.DataFrame":
         """One line per row, without the functions."""
+        import pandas as pd
+
         rows = self.rows()
         names = [field.name for field in fields(rows[0])] if rows else []  # type: ignore[arg-type]
         columns = {name: [getattr(row, name) for row in rows] for name in names}

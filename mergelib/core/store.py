@@ -2,51 +2,61 @@
 
 import hashlib
 import json
-import os
-import tempfile
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
-import pandas as pd
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 
+from mergelib.core.atomic import atomic
+from mergelib.core.atomic import write_atomic as write_atomic
+from mergelib.core.documents import read_json as read_json
 from mergelib.core.errors import MergelibError
+from mergelib.core.outputs import TABLES, check_suffix
 
-
-def _atomic(path: Path, write: Callable[[Path], object]) -> None:
-    """Let `write` fill a temporary file beside `path`, then put it in place in one step."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-    os.close(handle)
-    temporary = Path(name)
-    try:
-        write(temporary)
-        with temporary.open("rb+") as file:
-            os.fsync(file.fileno())
-        temporary.chmod(0o644)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def write_atomic(path: Path, data: bytes) -> None:
-    """Write bytes so that `path` holds all of them or what it held before."""
-    _atomic(path, lambda temporary: temporary.write_bytes(data))
+if TYPE_CHECKING:  # half a second, which merging does without
+    import pandas as pd
 
 
 def save_tensors(
     path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
 ) -> None:
-    """Write named tensors as safetensors, atomically."""
-    held = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    _atomic(path, lambda temporary: save_file(held, temporary, metadata=dict(metadata or {})))
+    """Write named tensors as safetensors, atomically, one after another.
+
+    Raises MergelibError, naming the file, where it cannot be written.
+    """
+
+    def write(temporary: Path) -> None:
+        with temporary.open("wb") as file:
+            _write_tensors(file, tensors, dict(metadata or {}))
+
+    atomic(path, write)
+
+
+def _write_tensors(file: BinaryIO, tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> None:
+    """What `safetensors.torch.save` returns, without holding it in memory.
+
+    Its `save_file` writes to a name of its own choice, which a killed process leaves behind.
+    """
+    blank = save({name: tensor.new_empty(0).cpu() for name, tensor in tensors.items()}, metadata)
+    header = json.loads(blank[8:])  # names in the order of the file, each with its type
+    names = [name for name in header if name != "__metadata__"]
+    begin = 0
+    for name in names:
+        end = begin + tensors[name].nbytes
+        header[name] |= {"shape": list(tensors[name].shape), "data_offsets": [begin, end]}
+        begin = end
+    text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    file.write(len(text).to_bytes(8, "little") + text)
+    for name in names:
+        held = tensors[name].detach().cpu().contiguous()
+        file.write(held.flatten().view(torch.uint8).numpy().data)
 
 
 def load_tensors(path: Path) -> dict[str, Tensor]:
@@ -65,21 +75,27 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
         ) from None
 
 
-def write_table(path: Path, frame: pd.DataFrame) -> None:
-    """Write a table as CSV (17 significant digits, so float64 survives) or, by suffix, Parquet."""
+def write_table(path: Path, frame: "pd.DataFrame") -> None:
+    """Write a table, by suffix as CSV (17 significant digits, so float64 survives) or Parquet.
+
+    Raises MergelibError for another suffix, and where the file cannot be written.
+    """
     path = Path(path)
+    check_suffix(path, TABLES)
     if path.suffix == ".parquet":
-        _atomic(path, lambda temporary: frame.to_parquet(temporary, index=False))
+        atomic(path, lambda temporary: frame.to_parquet(temporary, index=False))
     else:
         text = frame.to_csv(index=False, float_format="%.17g", lineterminator="\n")
         write_atomic(path, text.encode())
 
 
-def read_table(path: Path) -> pd.DataFrame:
+def read_table(path: Path) -> "pd.DataFrame":
     """Read a CSV or Parquet table.
 
     Raises MergelibError if the file is missing or cannot be parsed.
     """
+    import pandas as pd
+
     path = Path(path)
     if not path.is_file():
         raise MergelibError(f"table {path} is missing: make it with `mergelib run`")
@@ -90,7 +106,7 @@ def read_table(path: Path) -> pd.DataFrame:
             # older pandas reads exactly only when asked; newer always does, and says so
             warnings.filterwarnings("ignore", "The 'float_precision'", DeprecationWarning)
             return pd.read_csv(path, float_precision="round_trip")
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, OverflowError) as error:
         raise MergelibError(f"table {path} cannot be read ({error}): make it again") from None
 
 
@@ -100,25 +116,11 @@ def write_json(path: Path, value: Any) -> None:
     write_atomic(path, (text + "\n").encode())
 
 
-def read_json(path: Path) -> Any:
-    """Read JSON.
-
-    Raises MergelibError if the file is missing or cannot be parsed.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise MergelibError(f"{path} is missing: check the path")
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise MergelibError(f"{path} is truncated or not JSON ({error}): write it again") from None
-
-
 def _feed(state: Any, part: Any) -> None:
     if isinstance(part, Tensor):
         part = part.detach().cpu().contiguous()
         state.update(f"tensor {part.dtype} {tuple(part.shape)}\n".encode())
-        state.update(part.flatten().view(torch.uint8).numpy())
+        state.update(part.flatten().view(torch.uint8).numpy().data)
     elif isinstance(part, np.ndarray):
         state.update(f"array {part.dtype} {part.shape}\n".encode())
         state.update(np.ascontiguousarray(part).tobytes())

@@ -2,12 +2,12 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 
 from mergelib.checkpoints.digests import content_digests
+from mergelib.checkpoints.names import names_of_paths
 from mergelib.checkpoints.reading import Source, text_matrices, views
 from mergelib.checkpoints.selection import Choice
 from mergelib.core.errors import MergelibError, tell
@@ -15,6 +15,9 @@ from mergelib.metrics.cache import cached_survey
 from mergelib.metrics.inputs import Inputs, read_inputs
 from mergelib.metrics.registry import METRICS, check_edition, published_metrics
 from mergelib.metrics.weights import survey
+
+if TYPE_CHECKING:  # half a second, which merging does without
+    import pandas as pd
 
 OF_WEIGHTS = ("task_vector", "effective_rank", "subspace", "principal_angles")
 
@@ -24,7 +27,7 @@ def pairwise(
     tasks: Sequence[str],
     names: Iterable[str] | None = None,
     edition: str = "corrected",
-) -> pd.DataFrame:
+) -> "pd.DataFrame":
     """The metrics table: task_a, task_b and one float64 column per metric.
 
     One row per unordered pair i < j in the order of `tasks`, T (T − 1) / 2 rows; columns in
@@ -36,6 +39,8 @@ def pairwise(
     Raises MergelibError for an unknown metric or edition, a task list that does not fit, or a
     metric whose input is missing.
     """
+    import pandas as pd
+
     check_edition(edition)
     tasks = list(tasks)
     if len(tasks) != len(x.gram) or len(set(tasks)) != len(tasks):
@@ -70,23 +75,24 @@ def pairwise_of_checkpoints(
     device: str = "cpu",
     choice: Choice | None = None,
     whole: bool = False,
-) -> pd.DataFrame:
+) -> "pd.DataFrame":
     """The metrics of checkpoints that their weights give: `weight_metrics`, or those in `names`.
 
     Formats: `mergelib.checkpoints.formats`. Of a CLIP the image tower is measured, or the `whole`;
-    `choice` leaves tensors out. Models that come as a list of paths
-    are named by their file names without suffix, or their directories' names. `edition="paper"`
-    also counts the matrices of the base's text side, as zero. `cache` is a folder that keeps what
-    was computed, by content, so that one more model costs its own pass; `device` is where factors
-    and Gram matrices are computed. Raises MergelibError for fewer than two models, equal names, an
-    unknown metric or edition, and as `mergelib.checkpoints.task_vectors.task_vectors` does.
+    `choice` leaves tensors out. Models that come as a list of paths are named by what tells these
+    apart (`mergelib.checkpoints.names`). `edition="paper"` also counts the matrices of the base's
+    text side, as zero. `cache` is a folder that keeps what was computed, by content, so that one
+    more model costs its own pass; `device` is where factors and Gram matrices are computed. Raises
+    MergelibError for fewer than two models, one given twice, where no model differs from the base,
+    an unknown metric or
+    edition, and as `mergelib.checkpoints.task_vectors.task_vectors` does.
     """
     check_edition(edition)
     names = weight_metrics() if names is None else [METRICS[name].name for name in names]
     if len(models) < 2:
         raise MergelibError(f"{len(models)} model: metrics compare two or more, give another")
     named = models if isinstance(models, Mapping) else None
-    labels = [_name(Path(m)) for m in models] if named is None else list(named)
+    labels = names_of_paths([Path(m) for m in models]) if named is None else list(named)
     sources: list[Source] = [*models] if named is None else [*named.values()]
     zeros = text_matrices(base) if edition == "paper" else 0
     base, shown, found = views(base, sources, choice, whole)
@@ -114,7 +120,3 @@ def _check_moved(x: Inputs, labels: Sequence[str], whole: bool) -> None:
         )
     if still:
         tell([f"{label} is the base in {of}: its metrics say nothing" for label in still])
-
-
-def _name(path: Path) -> str:
-    return path.name if path.is_dir() else path.stem

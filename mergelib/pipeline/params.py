@@ -3,13 +3,13 @@
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass
 from pathlib import Path
+from reprlib import repr as brief
 from typing import Any, get_args, get_origin, get_type_hints
-
-import yaml
 
 from mergelib.core.devices import DEVICES
 from mergelib.core.errors import MergelibError
 from mergelib.core.registry import unknown
+from mergelib.core.yaml_files import read_yaml
 from mergelib.merging.registry import METHODS
 from mergelib.metrics.registry import EDITIONS, METRICS
 from mergelib.models.backbones import GLYPH_VIT
@@ -17,6 +17,7 @@ from mergelib.models.finetune import Recipe
 from mergelib.models.rules import RULES
 from mergelib.tasks import TASKS
 
+MOST_IMAGES = 10**6  # of a task's split, which is held in memory
 RENAMED = {"mode": "edition", "regularizer": "rule"}  # parameters of older files
 
 
@@ -60,14 +61,7 @@ def load(path: Path) -> Run:
     Raises MergelibError naming the file and the first key that is unknown, missing, of the wrong
     type, or out of range, and names of tasks, methods and metrics that are not registered.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise MergelibError(f"parameter file {path} is missing: give the path of a YAML file")
-    try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise MergelibError(f"{path} is not YAML ({error}): mend it") from None
-    run = typed(Run, raw, str(path))
+    run = typed(Run, read_yaml(path), str(path))
     check(run, str(path))
     return run
 
@@ -106,7 +100,7 @@ def _value(kind: Any, value: Any, where: str) -> Any:
     if not isinstance(value, wanted) or (wanted is int and isinstance(value, bool)):
         hint = " (YAML wants 3.0e-4, not 3e-4)" if wanted is float else ""
         raise MergelibError(
-            f"{where} must be {wanted.__name__}, not {value!r} ({type(value).__name__}){hint}"
+            f"{where} must be {wanted.__name__}, not {brief(value)} ({type(value).__name__}){hint}"
         )
     inside = get_args(kind)
     if wanted is list and inside:
@@ -131,7 +125,9 @@ def _check_names(run: Run) -> None:
         TASKS[name]
     for name, params in run.methods.items():
         if not isinstance(params or {}, Mapping):
-            raise MergelibError(f"methods: {name} wants a mapping of parameters, not {params!r}")
+            raise MergelibError(
+                f"methods: {name} wants a mapping of parameters, not {brief(params)}"
+            )
         METHODS[name].check(params or {})
     for name in run.metrics:
         METRICS[name]
@@ -154,7 +150,9 @@ def _rules(run: Run) -> dict[str, bool]:
         "methods needs at least one name": bool(run.methods),
         f"edition must be one of {EDITIONS}": run.edition in EDITIONS,
         f"device must be one of {DEVICES}": run.device in DEVICES,
-        "sizes must be at least 1": min(sizes.train, sizes.calibration, sizes.test) > 0,
+        f"sizes must be between 1 and {MOST_IMAGES}": (
+            all(1 <= n <= MOST_IMAGES for n in (sizes.train, sizes.calibration, sizes.test))
+        ),
         "pool_per_task must be between 1 and sizes.calibration": (
             1 <= run.pool_per_task <= sizes.calibration
         ),

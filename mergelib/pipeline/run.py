@@ -9,6 +9,7 @@ import contextlib
 import fcntl
 import itertools
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from types import ModuleType
 
@@ -17,6 +18,7 @@ import pandas as pd
 from tqdm import tqdm
 
 from mergelib.core.errors import MergelibError
+from mergelib.core.interrupts import for_us_alone
 from mergelib.core.store import write_json, write_table
 from mergelib.merging.registry import METHODS
 from mergelib.pipeline.keys import device, path
@@ -112,6 +114,12 @@ def each(label: str, units: Sequence[tuple[Callable, tuple]], jobs: int) -> None
     """Run units of work, function and arguments, independent of each other, with a bar."""
     todo = (joblib.delayed(unit)(*given) for unit, given in units)
     # The backend is joblib's choice, so that a caller can put the units on Dask, Ray or Slurm.
-    results = joblib.Parallel(n_jobs=jobs, return_as="generator_unordered")(todo)
-    for _ in tqdm(results, total=len(units), desc=f"{label:>12}", unit="unit", mininterval=0.5):
-        pass
+    with for_us_alone():
+        results = joblib.Parallel(n_jobs=jobs, return_as="generator_unordered")(todo)
+    try:
+        for _ in tqdm(results, total=len(units), desc=f"{label:>12}", unit="unit", mininterval=0.5):
+            pass
+    except BrokenProcessPool:
+        raise MergelibError(
+            f"{label}: a worker was killed, perhaps for want of memory: give fewer --jobs"
+        ) from None

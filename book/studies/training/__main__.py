@@ -10,6 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from mergelib.core.errors import MergelibError
+from mergelib.core.outputs import check_folder
 from mergelib.core.registry import unknown
 from mergelib.core.store import read_table, write_json
 from mergelib.pipeline.run import locked
@@ -91,6 +92,8 @@ def main(words: Sequence[str] | None = None) -> int:
     parser.add_argument("--rules", nargs="+", default=[], help="these and the control (all)")
     args = parser.parse_args(words)
     try:
+        check_folder(args.store, [args.params])
+        check_folder(args.to, [args.params])
         study(load(args.params), args.store, args.to, args.jobs, args.until, args.rules)
     except MergelibError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -4,11 +4,10 @@ import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, NamedTuple
-
-import yaml
+from typing import NamedTuple
 
 from mergelib.core.errors import MergelibError
+from mergelib.core.yaml_files import read_yaml
 from mergelib.models.rules import RULES
 from mergelib.pipeline import params
 from mergelib.pipeline.params import Run
@@ -84,11 +83,7 @@ def load(path: Path) -> Plan:
     Raises MergelibError naming the file for unknown keys and rules, values of another type, a
     number of steps without its control, and seeds that are both searched and judged.
     """
-    try:
-        raw: Any = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
-        raise MergelibError(f"{path} cannot be read ({error}): give a YAML file") from None
-    plan: Plan = params.typed(Plan, raw, str(path))
+    plan: Plan = params.typed(Plan, read_yaml(path), str(path))
     params.check(plan.run, f"{path}: run")
     plain = {variant.steps for variant in plan.controls()}
     for variant in plan.variants():
