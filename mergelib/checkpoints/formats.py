@@ -126,7 +126,13 @@ def _safetensors(path: Path, stack: ExitStack) -> Weights:
         ) from None
     stat = path.stat()
     shapes, dtypes = _header(path, stat.st_size, stat.st_mtime_ns, stat.st_ino)
-    return Weights(str(path), shapes, dtypes, file.get_tensor)
+
+    def cut(name: str, rows: slice) -> Tensor:
+        # pages count as memory until their file closes: a mapping of its own, let go with the rows
+        with safe_open(path, framework="pt") as again:
+            return again.get_slice(name)[rows]
+
+    return Weights(str(path), shapes, dtypes, file.get_tensor, cut=cut)
 
 
 @lru_cache(maxsize=256)  # sweeps open a file again and again, to let go of what was mapped
@@ -215,4 +221,5 @@ def _shards(path: Path, index: Mapping, stack: ExitStack) -> Weights:
         {name: files[file].shapes[name] for name, file in where.items()},
         {name: files[file].dtypes[name] for name, file in where.items()},
         lambda name: files[where[name]].get(name),
+        cut=lambda name, rows: files[where[name]].part(name, rows),
     )

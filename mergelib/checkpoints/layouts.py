@@ -123,9 +123,15 @@ def rearranged(weights: Weights, parts: Mapping[str, tuple[str, ...]]) -> Weight
         tensor = weights.get(names[0])
         return tensor.T if flips(names) else tensor
 
+    def cut(name: str, rows: slice) -> Tensor:
+        names = parts[name]
+        stands = len(names) == 1 and not flips(names)
+        return weights.part(names[0], rows) if stands else get(name)[rows]
+
     return Weights(
         weights.label,
         {name: shape(names) for name, names in parts.items()},
         {name: weights.dtypes[names[0]] for name, names in parts.items()},
         get,
+        cut=cut,
     )

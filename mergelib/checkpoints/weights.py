@@ -18,7 +18,8 @@ Source = Path | str | Mapping[str, Tensor]  # a checkpoint (see `formats`), or t
 class Weights:
     """Named tensors that are read one by one; `label` is what an error calls them.
 
-    `notes` say what was done to find them, a sentence each: a prefix taken off, say.
+    `notes` say what was done to find them, a sentence each: a prefix taken off, say. `cut(name,
+    rows)`, where a format has one, reads some rows without keeping others in memory.
     """
 
     label: str
@@ -26,15 +27,23 @@ class Weights:
     dtypes: Mapping[str, torch.dtype]
     get: Callable[[str], Tensor]
     notes: tuple[str, ...] = ()
+    cut: Callable[[str, slice], Tensor] | None = None
 
     @cached_property
     def floating(self) -> frozenset[str]:
         """The names of the tensors of real floating point numbers."""
         return frozenset(name for name, dtype in self.dtypes.items() if dtype.is_floating_point)
 
-    def read(self, name: str) -> Tensor:
-        """The tensor of that name. Raises MergelibError if an entry is NaN or infinite."""
-        tensor = self.get(name)
+    def part(self, name: str, rows: slice) -> Tensor:
+        """Some rows of the tensor of that name."""
+        return self.get(name)[rows] if self.cut is None else self.cut(name, rows)
+
+    def read(self, name: str, rows: slice | None = None) -> Tensor:
+        """The tensor of that name, or some of its rows.
+
+        Raises MergelibError if an entry of them is NaN or infinite.
+        """
+        tensor = self.get(name) if rows is None else self.part(name, rows)
         ends = torch.aminmax(tensor) if tensor.numel() else ()
         if not math.isfinite(sum(end.item() for end in ends)):
             raise MergelibError(
