@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,24 +10,23 @@ import torch
 from torch import Tensor
 
 from mergelib.checkpoints.reading import opened
-from mergelib.checkpoints.task_vectors import difference
 from mergelib.checkpoints.weights import Source, Weights, check_same, of_mapping
 from mergelib.core.errors import MergelibError
 from mergelib.core.threads import threaded
+from mergelib.merging.blocks import merged_tensor, read_layer
 from mergelib.merging.layer import Layer
 from mergelib.merging.registry import METHODS
 
 BATCH = 2**28  # bytes read between openings: pages of a mapped file count as memory until it closes
-HELD = 2**26  # bytes of task vectors of one tensor that are read once, however often they are used
 
 
 def sweep(
     base: Source,
     tuned: Sequence[Source],
-    work: Callable[[Tensor, Layer], Tensor],
+    work: Callable[[Layer], Tensor],
     factors: Sequence[Source] | None = None,
 ) -> Iterator[tuple[str, Tensor]]:
-    """Yield (name, work(θ0, layer)) for each floating-point tensor of the base, in any order.
+    """Yield (name, work(layer)) for each floating-point tensor of the base, in any order.
 
     `factors` are files of `mergelib.merging.cache`, one a model. Tensors are worked on in parallel,
     one core each. Raises MergelibError for other names or shapes, NaN, a file that cannot be read,
@@ -73,38 +72,13 @@ def _opened(stack: ExitStack, sources: Sequence[Source], label: str) -> list[Wei
 
 @torch.no_grad()  # which holds for one thread only
 def _found(
-    work: Callable[[Tensor, Layer], Tensor],
+    work: Callable[[Layer], Tensor],
     origin: Weights,
     models: Sequence[Weights],
     kept: Sequence[Weights] | None,
     name: str,
 ) -> Tensor:
-    start = origin.read(name)
-    read: list[Callable[[], Tensor]] = [
-        partial(_task_vector, model, name, start) for model in models
-    ]
-    if 8 * len(read) * start.numel() <= HELD:
-        read = [cache(one) for one in read]
-    triplets = None if kept is None else lambda t: _triplets(kept[t], name, start)
-    return work(start, Layer(name, start.shape, read, triplets))
-
-
-def _task_vector(model: Weights, name: str, start: Tensor) -> Tensor:
-    return difference(model.read(name), start, str(start.device))
-
-
-def _triplets(kept: Weights, name: str, start: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    keys = [f"{part}/{name}" for part in "usv"]
-    rank = kept.shapes.get(keys[1], (0,))[0]
-    wanted = [(len(start), rank), (rank,), (start.shape[1], rank)]
-    for key, size in zip(keys, wanted, strict=True):
-        if kept.shapes.get(key) != size:
-            raise MergelibError(
-                f"{kept.label}: {key!r} has shape {kept.shapes.get(key)}, not {size}, as the "
-                "models want: give factors of these models, in their order"
-            )
-    u, s, v = (kept.read(key).to(start.device) for key in keys)
-    return u, s, v
+    return work(read_layer(name, origin, models, kept))
 
 
 def merge(
@@ -139,16 +113,15 @@ def merge(
         )
 
     if (survey := row.survey) is not None:
-        parts = sweep(base, tuned, lambda start, layer: survey(layer, **params))
+        parts = sweep(base, tuned, lambda layer: survey(layer, **params))
         params = {**params, "surveyed": torch.stack([part for _, part in parts]).sum(0)}
 
     if into is not None:
         with opened(base, "the base") as origin:
             check_same(origin, of_mapping(into, "the tensors to write to"))
 
-    def add(start: Tensor, layer: Layer) -> Tensor:
-        tensor = start + row.function(layer, **params)
-        return tensor.float() if into is None else into[layer.name].copy_(tensor)
+    def add(layer: Layer) -> Tensor:
+        return merged_tensor(row, layer, params, None if into is None else into[layer.name])
 
     merged = dict(sweep(base, tuned, add, factors))
     with opened(base) as origin:
