@@ -32,10 +32,9 @@ def models(count, dtype=torch.bfloat16):
 
 @pytest.fixture
 def small(monkeypatch):
-    """Sets how many entries are worked on whole, in a block, and sorted at once."""
+    """Sets how many entries are worked on and sorted at a time."""
 
     def set_sizes(size):
-        monkeypatch.setattr(layers, "WHOLE", size)
         monkeypatch.setattr(layers, "BLOCK", size)
         monkeypatch.setattr(select, "FITS", size)
 

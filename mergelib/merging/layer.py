@@ -10,8 +10,9 @@ from torch import Tensor
 from mergelib.core.errors import MergelibError
 from mergelib.linalg.polar import is_matrix, triplets
 
-WHOLE = 2**22  # entries up to which a tensor is worked on whole
-BLOCK = 2**20  # entries of a block of a larger one
+BLOCK = (
+    2**19
+)  # entries that are worked on at a time: more are no faster, fewer open files too often
 
 
 class Layer(Sequence[Tensor]):
@@ -56,12 +57,12 @@ class Layer(Sequence[Tensor]):
         return self._origin()
 
     def blocks(self) -> Iterator["Layer"]:
-        """The layer itself, or if it is large, layers of about BLOCK entries: its rows, in order.
+        """Layers of the tensor's rows, in order, of at most BLOCK entries or of one row.
 
-        What a block has read is let go with it.
+        It is the layer itself where that is small. What a block has read is let go with it.
         """
         size = math.prod(self.shape)
-        if size <= WHOLE or self._narrow is None:
+        if size <= BLOCK or self._narrow is None:
             yield self
             return
         count = self.shape[0]
