@@ -17,7 +17,7 @@ from mergelib.merging.cache import cached_factors
 from mergelib.merging.engine import merge
 from mergelib.merging.knowledge import weights_of_knowledge
 from mergelib.merging.layer import Layer
-from mergelib.merging.methods.dare import keep_mask
+from mergelib.merging.methods.dare import draws, keep_mask
 from mergelib.merging.registry import EDITIONS, METHODS, preset
 
 pytestmark = pytest.mark.numeric
@@ -102,7 +102,7 @@ def numpy_isotropic(taus, alpha, truncate):
 def numpy_dare(taus, name, drop_rate, alpha, seed):
     total = 0.0
     for position, t in enumerate(taus):
-        mask = keep_mask(t.shape, drop_rate, seed, name, position).numpy()
+        mask = keep_mask(t.shape, drop_rate, draws(seed, name, position)).numpy()
         total = total + np.where(mask, t, 0.0) / (1 - drop_rate)
     return alpha * total / len(taus)
 
@@ -560,13 +560,14 @@ def test_merge_command_keeps_factors(tmp_path, capsys):
 def test_dare_mean_over_seeds_is_weight_averaging_and_drops_p():
     shapes = {"w": (30, 20)}
     base, tuned = models(2, shapes)
-    draws = torch.stack([merge(base, tuned, "dare", seed=s)["w"].double() for s in range(400)])
+    found = torch.stack([merge(base, tuned, "dare", seed=s)["w"].double() for s in range(400)])
     average = merge(base, tuned, "weight_avg")["w"].double()
-    z = (draws.mean(0) - average) / (draws.std(0) / math.sqrt(len(draws)))
+    z = (found.mean(0) - average) / (found.std(0) / math.sqrt(len(found)))
     # 600 entries, each about standard normal; a skew of the ten-percent draws widens them a bit.
     assert z.abs().max() < 6
     assert abs(z.mean()) < 5 / math.sqrt(z.numel())
-    kept = torch.stack([keep_mask((600,), 0.9, s, "w", 0) for s in range(400)]).double().mean()
+    masks = torch.stack([keep_mask((600,), 0.9, draws(s, "w", 0)) for s in range(400)])
+    kept = masks.double().mean()
     assert abs(kept - 0.1) < 5 * math.sqrt(0.09 / 240_000)
 
 
@@ -580,10 +581,10 @@ def test_dare_mask_depends_on_seed_name_and_position_alone():
     )
     assert all(torch.equal(first[k], other[k]) for k in base)
     shape, rate = (200,), 0.5
-    mask = keep_mask(shape, rate, 0, "a", 0)
-    assert torch.equal(mask, keep_mask(shape, rate, 0, "a", 0))
+    mask = keep_mask(shape, rate, draws(0, "a", 0))
+    assert torch.equal(mask, keep_mask(shape, rate, draws(0, "a", 0)))
     for changed in [(1, "a", 0), (0, "b", 0), (0, "a", 1)]:
-        assert not torch.equal(mask, keep_mask(shape, rate, *changed))
+        assert not torch.equal(mask, keep_mask(shape, rate, draws(*changed)))
 
 
 def test_dare_without_dropping_is_weight_averaging():

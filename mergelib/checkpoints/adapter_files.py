@@ -49,7 +49,7 @@ OTHERS = {
 def open_raw(path: Path) -> Iterator[Weights]:
     """A checkpoint under its own names. Raises MergelibError as `formats.open_file` does."""
     with ExitStack() as stack:
-        yield formats._raw(path, stack)
+        yield open_folder(path, stack) if path.is_dir() else open_weights(path, stack)
 
 
 def is_adapter(names: Iterable[str]) -> bool:

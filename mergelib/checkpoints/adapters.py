@@ -73,13 +73,6 @@ class Adapter:
         return self.factors[name].left, self.factors[name].right
 
 
-@dataclass(frozen=True)
-class Adapted(Weights):
-    """A base with an adapter on it; `low_rank` is the adapter's, under the base's names."""
-
-    low_rank: Callable[[str], tuple[Tensor, Tensor] | None] = lambda name: None
-
-
 def fitted(adapter: Adapter, base: Weights) -> Adapter:
     """The adapter under the base's names, its factors as the base stores its tensors.
 
@@ -159,7 +152,7 @@ def _misfit(
     )
 
 
-def applied(adapter: Adapter, base: Weights) -> Adapted:
+def applied(adapter: Adapter, base: Weights) -> Weights:
     """The base with the adapter's task vectors added, under the base's own names.
 
     Tensors that something is added to come in float64, within eps·|θ0 + τ| of θ0 + τ; others as
@@ -182,12 +175,18 @@ def applied(adapter: Adapter, base: Weights) -> Adapted:
             tensor = tensor + placed.added[name].to(tensor.device)
         return tensor
 
+    def low_rank(name: str) -> tuple[Tensor, Tensor] | None:
+        if name in touched or name in placed.whole:
+            return placed.low_rank(name)
+        rows, columns = base.shapes[name][0], math.prod(base.shapes[name][1:])
+        return torch.zeros(rows, 0).double(), torch.zeros(0, columns).double()
+
     label = f"{placed.label} on {base.label}"
-    return Adapted(
+    return Weights(
         label,
         base.shapes,
         {**base.dtypes, **dtypes},
         get,
         (*base.notes, *placed.notes),
-        placed.low_rank,
+        low_rank=low_rank,
     )

@@ -81,4 +81,5 @@ def _shards(index: Path, stack: ExitStack) -> Weights:
         {name: files[file].dtypes[name] for name, file in where.items()},
         lambda name: files[where[name]].get(name),
         tuple(note for weights in files.values() for note in weights.notes),
+        lambda name, rows: files[where[name]].part(name, rows),
     )

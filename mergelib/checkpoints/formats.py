@@ -87,7 +87,13 @@ def _safetensors(path: Path, stack: ExitStack) -> Weights:
         raise MergelibError(
             f"{path} is truncated or no safetensors file ({_line(error)}): write or copy it again"
         ) from None
-    return Weights(str(path), shapes, dtypes, file.get_tensor)
+
+    def cut(name: str, rows: slice) -> Tensor:
+        # pages count as memory until their file closes: a mapping of its own, let go with the rows
+        with safe_open(path, framework="pt") as again:
+            return again.get_slice(name)[rows]
+
+    return Weights(str(path), shapes, dtypes, file.get_tensor, cut=cut)
 
 
 @lru_cache(maxsize=256)  # sweeps open a file again and again, to let go of what was mapped
@@ -163,8 +169,3 @@ def _load(path: Path) -> object:
 def _line(error: Exception) -> str:
     """What an error of a library says, in one line."""
     return (str(error).splitlines() or [type(error).__name__])[0].split(". ")[0]
-
-
-def names_of(held: Mapping[str, object]) -> str:
-    """The first names of a mapping, for an error."""
-    return ", ".join(repr(name) for name in list(held)[:4])

@@ -11,6 +11,7 @@ that looks at whole matrices would give another merge for each. Other models kee
 import re
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from os.path import commonprefix
 from typing import NamedTuple
 
@@ -243,12 +244,19 @@ def rearranged(weights: Weights, layout: Layout) -> Arranged:
             tensor = tensor[: parts.rows]
         return tensor.T if parts.flips else tensor.reshape(shape(parts))
 
+    def cut(name: str, rows: slice) -> Tensor:
+        parts = layout[name]
+        stands = len(parts.names) == 1 and not parts.flips and not parts.lead
+        return weights.part(parts.names[0], rows) if stands else get(name)[rows]
+
     return Arranged(
         weights.label,
         {name: shape(parts) for name, parts in layout.items()},
         {name: weights.dtypes[parts.names[0]] for name, parts in layout.items()},
         get,
         weights.notes,
+        cut,
+        None if weights.low_rank is None else partial(_low_rank, weights, layout),
         own=weights,
         layout=layout,
     )
@@ -257,3 +265,17 @@ def rearranged(weights: Weights, layout: Layout) -> Arranged:
 def _ones(shape: tuple[int, ...]) -> int:
     """How many leading axes have length one."""
     return next((k for k, size in enumerate(shape) if size != 1), len(shape))
+
+
+def _low_rank(
+    weights: Weights, layout: Layout, name: str
+) -> tuple[Tensor, Tensor] | None:
+    """The factors of a tensor made of others: of a stack, their left ones lie block by block."""
+    assert weights.low_rank is not None
+    parts = layout[name]
+    found = [weights.low_rank(part) for part in parts.names]
+    known = [each for each in found if each is not None]
+    if len(known) < len(found) or parts.rows is not None:
+        return None
+    left, right = torch.block_diag(*(one for one, _ in known)), torch.cat([two for _, two in known])
+    return (right.T, left.T) if parts.flips else (left, right)

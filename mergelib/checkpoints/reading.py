@@ -7,6 +7,8 @@ from pathlib import Path
 
 from torch import Tensor
 
+from mergelib.checkpoints.adapter_files import is_adapter, is_adapter_folder, read_adapter
+from mergelib.checkpoints.adapters import applied
 from mergelib.checkpoints.folders import open_folder
 from mergelib.checkpoints.formats import open_weights
 from mergelib.checkpoints.layouts import BESIDE, Arranged, Layout, named, rearranged
@@ -25,22 +27,38 @@ class View:
     origin: Path | Mapping[str, Tensor]
     label: str
     layout: Layout
+    base: "View | None" = None  # of an adapter
 
 
 Source = Path | str | Mapping[str, Tensor] | View  # a checkpoint, tensors, or a view of either
 
 
-def raw(source: Source, label: str, stack: ExitStack) -> Weights:
+def raw(
+    source: Source, label: str, stack: ExitStack, base: Weights | None = None
+) -> Weights:
     """A checkpoint under the names in its file, open as long as `stack`; `label` names a mapping.
 
-    Raises MergelibError, naming the file, if it is missing, truncated or of an unknown format.
+    An adapter is put on its `base`. Raises MergelibError, naming the file, if it is missing,
+    truncated or of an unknown format, and for an adapter without a base.
     """
     if isinstance(source, View):
-        return raw(source.origin, source.label, stack)
+        base = None if source.base is None else raw(source.base, source.base.label, stack)
+        return raw(source.origin, source.label, stack, base)
     if isinstance(source, Mapping):
         return of_mapping(source, label or "the given tensors")
     path = Path(source)
-    return open_folder(path, stack) if path.is_dir() else open_weights(path, stack)
+    if path.is_dir() and is_adapter_folder(path):
+        weights = None
+    else:
+        weights = open_folder(path, stack) if path.is_dir() else open_weights(path, stack)
+    if weights is not None and not is_adapter(weights.shapes):
+        return weights
+    if base is None:
+        raise MergelibError(
+            f"{path} is an adapter, which is no model without its base: give it as one of the "
+            "models, and the base as base"
+        )
+    return applied(read_adapter(path), base)
 
 
 @contextmanager
@@ -71,12 +89,13 @@ def views(
         held = raw(base, "the base", stack)
         origin = rearranged(held, named(plain(held), whole))
         models = [
-            _model(raw(source, f"model {t}", stack), origin, choice, whole)
+            _model(raw(source, f"model {t}", stack, held), origin, choice, whole)
             for t, source in enumerate(tuned)
         ]
         found = select(origin, models, choice)
-    shown = [_view(s, w, found) for s, w in zip((base, *tuned), (origin, *models), strict=True)]
-    return shown[0], shown[1:], found
+    first = _view(base, origin, found)
+    shown = [_view(each, model, found, first) for each, model in zip(tuned, models, strict=True)]
+    return first, shown, found
 
 
 def _model(weights: Weights, origin: Arranged, choice: Choice, whole: bool) -> Arranged:
@@ -94,10 +113,13 @@ def _model(weights: Weights, origin: Arranged, choice: Choice, whole: bool) -> A
     return rearranged(weights, layout)
 
 
-def _view(source: Source, weights: Arranged, found: Selection) -> View:
+def _view(
+    source: Source, weights: Arranged, found: Selection, base: View | None = None
+) -> View:
     layout = {n: weights.layout[n]._replace(rows=rows) for n, rows in found.taken.items()}
     origin = source.origin if isinstance(source, View) else source
-    return View(Path(origin) if isinstance(origin, str) else origin, weights.label, layout)
+    origin = Path(origin) if isinstance(origin, str) else origin
+    return View(origin, weights.label, layout, None if weights.own.low_rank is None else base)
 
 
 @contextmanager

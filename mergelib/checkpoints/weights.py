@@ -15,7 +15,9 @@ from mergelib.core.errors import MergelibError
 class Weights:
     """Named tensors that are read one by one; `label` is what an error calls them.
 
-    `notes` say what was done to find them, a sentence each: a prefix taken off, say.
+    `notes` say what was done to find them, a sentence each: a prefix taken off, say. `cut(name,
+    rows)`, where a format has one, reads some rows without keeping others in memory. `low_rank`, of
+    a model that came as an adapter: a tensor's task vector as left (m, r) and right (r, n), or None.
     """
 
     label: str
@@ -23,18 +25,24 @@ class Weights:
     dtypes: Mapping[str, torch.dtype]
     get: Callable[[str], Tensor]
     notes: tuple[str, ...] = ()
+    cut: Callable[[str, slice], Tensor] | None = None
+    low_rank: Callable[[str], tuple[Tensor, Tensor] | None] | None = None
 
     @cached_property
     def floating(self) -> frozenset[str]:
         """The names of the tensors of real floating point numbers."""
         return frozenset(name for name, dtype in self.dtypes.items() if dtype.is_floating_point)
 
-    def read(self, name: str) -> Tensor:
-        """The tensor of that name; of eight bits in float32, as they have no arithmetic.
+    def part(self, name: str, rows: slice) -> Tensor:
+        """Some rows of the tensor of that name."""
+        return self.get(name)[rows] if self.cut is None else self.cut(name, rows)
 
-        Raises MergelibError if an entry is NaN or infinite.
+    def read(self, name: str, rows: slice | None = None) -> Tensor:
+        """The tensor of that name, or some of its rows; of eight bits in float32, to compute with.
+
+        Raises MergelibError if an entry of them is NaN or infinite.
         """
-        tensor = self.get(name)
+        tensor = self.get(name) if rows is None else self.part(name, rows)
         if tensor.dtype.itemsize == 1 and tensor.dtype.is_floating_point:
             tensor = tensor.float()
         ends = torch.aminmax(tensor) if tensor.numel() else ()

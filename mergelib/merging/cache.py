@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from mergelib.checkpoints.digests import content_digests
@@ -24,12 +25,12 @@ def write_factors(path: Path, base: Source, tuned: Source) -> None:
     """
     found: dict[str, Tensor] = {}
 
-    def factor(start: Tensor, layer: Layer) -> Tensor:
+    def factor(layer: Layer) -> Tensor:
         if layer.is_matrix:
             parts = layer.triplets(0, cached_rank(layer.shape))
             for key, part in zip("usv", parts, strict=True):
                 found[f"{key}/{layer.name}"] = part.contiguous()
-        return start.new_empty(0)
+        return torch.empty(0)
 
     for _ in sweep(base, [tuned], factor):
         pass

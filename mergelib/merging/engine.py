@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +13,14 @@ from torch import Tensor
 from mergelib.checkpoints.layouts import Arranged
 from mergelib.checkpoints.reading import Source, View, opened, views
 from mergelib.checkpoints.selection import Choice, is_statistic
-from mergelib.checkpoints.task_vectors import difference
 from mergelib.checkpoints.weights import Weights, check_same, of_mapping
 from mergelib.core.errors import MergelibError
 from mergelib.core.threads import threaded
+from mergelib.merging.blocks import merged_tensor, read_layer
 from mergelib.merging.layer import Layer
 from mergelib.merging.registry import METHODS
 
 BATCH = 2**28  # bytes read between openings: pages of a mapped file count as memory until it closes
-HELD = 2**26  # bytes of task vectors of one tensor that are read once, however often they are used
 
 Shares = Mapping[str, Sequence[float]]  # by tensor: what every model's task vector is times
 Spec = dict[str, tuple[torch.dtype, tuple[int, ...]]]  # by name in the file: type and shape
@@ -32,8 +31,8 @@ class Plan:
     """What a merge will do, known before it does it.
 
     `base` and `models` are views of what is merged. `spec` says what is written: the base's
-    tensors, under its own names. `kept` are those of them that are the base's own, `rows` shapes
-    of which only the first rows are merged, `notes` what a user should know.
+    tensors, under its own names. `kept` are those of them that stay as they are, `notes` what a
+    user should know.
     """
 
     base: View
@@ -70,12 +69,12 @@ def plan(
 def sweep(
     base: Source,
     tuned: Sequence[Source],
-    work: Callable[[Tensor, Layer], Tensor],
+    work: Callable[[Layer], Tensor],
     factors: Sequence[Source] | None = None,
     shares: Shares | None = None,
     statistics: bool = True,
 ) -> Iterator[tuple[str, Tensor]]:
-    """Yield (name, work(θ0, layer)) for each floating-point tensor of the base, in any order.
+    """Yield (name, work(layer)) for each floating-point tensor of the base, in any order.
 
     `factors` are files of `mergelib.merging.cache`, one a model. `statistics`: those of activations
     too. Tensors are worked on in parallel, one core each. Raises MergelibError for other names or
@@ -118,44 +117,15 @@ def _opened(stack: ExitStack, sources: Sequence[Source], label: str) -> list[Arr
 
 @torch.no_grad()  # which holds for one thread only
 def _found(
-    work: Callable[[Tensor, Layer], Tensor],
-    origin: Weights,
-    models: Sequence[Weights],
+    work: Callable[[Layer], Tensor],
+    origin: Arranged,
+    models: Sequence[Arranged],
     kept: Sequence[Weights] | None,
     shares: Shares | None,
     name: str,
 ) -> Tensor:
-    start = origin.read(name)
-    share = [1.0] * len(models) if shares is None else shares[name]
-    read: list[Callable[[], Tensor]] = [
-        partial(_task_vector, model, name, start, part)
-        for model, part in zip(models, share, strict=True)
-    ]
-    if 8 * len(read) * start.numel() <= HELD:
-        read = [cache(one) for one in read]
-    triplets = None if kept is None else lambda t: _triplets(kept[t], name, start, share[t])
-    return work(start, Layer(name, start.shape, read, triplets))
-
-
-def _task_vector(model: Weights, name: str, start: Tensor, share: float) -> Tensor:
-    vector = difference(model.read(name), start, str(start.device))
-    return vector if share == 1 else vector.mul_(share)
-
-
-def _triplets(
-    kept: Weights, name: str, start: Tensor, share: float
-) -> tuple[Tensor, Tensor, Tensor]:
-    keys = [f"{part}/{name}" for part in "usv"]
-    rank = kept.shapes.get(keys[1], (0,))[0]
-    wanted = [(len(start), rank), (rank,), (start.shape[1], rank)]
-    for key, size in zip(keys, wanted, strict=True):
-        if kept.shapes.get(key) != size:
-            raise MergelibError(
-                f"{kept.label}: {key!r} has shape {kept.shapes.get(key)}, not {size}, as the "
-                "models want: give factors of these models, in their order"
-            )
-    u, s, v = (kept.read(key).to(start.device) for key in keys)
-    return (u, s, v) if share == 1 else (u if share > 0 else -u, s * abs(share), v)
+    share = None if shares is None else shares[name]
+    return work(read_layer(name, origin, models, kept, share))
 
 
 def merge(
@@ -207,31 +177,25 @@ def merged(
         raise MergelibError(f"{method}: seed must be a whole number, not {seed!r}")
     if row.random:
         params["seed"] = seed
-    views_of = (planned.base, planned.models)
+    swept = partial(sweep, planned.base, planned.models, shares=shares)
     if (survey := row.survey) is not None:
-        ask = partial(sweep, *views_of, shares=shares, statistics=False)
-        parts = ask(lambda start, layer: survey(layer, **params))
+        parts = swept(lambda layer: survey(layer, **params), statistics=False)
         params = {**params, "surveyed": torch.stack([part for _, part in parts]).sum(0)}
 
-    def add(start: Tensor, layer: Layer) -> Tensor:
-        if is_statistic(layer.name):
-            return start + layer.mean()
-        return start + row.function(layer, **params)
-
     with opened(planned.base) as origin:
-        for name, tensor in sweep(*views_of, add, factors, shares):
+
+        def add(layer: Layer) -> Tensor:
+            dtype = planned.spec[origin.layout[layer.name].names[0]][0]
+            if is_statistic(layer.name):
+                return layer.start + layer.mean()
+            return merged_tensor(row, layer, params, dtype)
+
+        for name, tensor in swept(add, factors):
             rows = origin.layout[name].rows
             if rows is not None:  # others are the base's
                 part = origin.layout[name].names[0]
                 tensor = torch.cat([tensor, origin.own.get(part)[rows:].to(tensor)])
             for own, piece in origin.under_own_names(name, tensor):
-                yield own, _cast(piece, planned.spec[own][0])
+                yield own, piece.to(planned.spec[own][0])
         for own in planned.kept:
-            kept = origin.own.get(own)
-            yield own, _cast(kept, planned.spec[own][0]).clone()
-
-
-def _cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    if dtype.itemsize == 1 and dtype.is_floating_point and tensor.dtype != dtype:
-        tensor = tensor.float()  # from which alone there is a way to eight bits
-    return tensor.to(dtype)
+            yield own, origin.own.get(own).to(planned.spec[own][0]).clone()

@@ -2,7 +2,7 @@
 
 import inspect
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +10,9 @@ from torch import Tensor
 
 from mergelib.core.errors import MergelibError
 from mergelib.core.registry import Registry, unknown
+from mergelib.merging.layer import Layer
 
+Function = Callable[..., Tensor | Iterator[Tensor]]
 EDITIONS = ("corrected", "paper", "original")
 
 
@@ -52,9 +54,10 @@ class Method:
     """One merging method.
 
     `function(layer, **params)` maps the T task vectors of one tensor (a `mergelib.merging.layer`)
-    to the merged task vector, of its shape, coefficient applied. A `random` method takes
-    `seed` as well; a `factored` one is spared work by kept factors. `survey(layer, **params)`,
-    where a method has one, is summed over all tensors first, and the function takes the sum as
+    to the merged task vector, of its shape, coefficient applied; or it yields that of each of
+    `layer.blocks()`, in order, so that a large tensor is never whole in memory. A `random` method
+    takes `seed` as well; a `factored` one is spared work by kept factors. Where a method has one,
+    `survey(layer, **params)` is summed over all tensors first, and the function takes the sum as
     `surveyed`. `corrected`, `paper` and `original` are the parameters of the editions (`preset`).
     """
 
@@ -65,9 +68,17 @@ class Method:
     original: Mapping[str, Any]
     random: bool
     reference: str
-    function: Callable[..., Tensor]
+    function: Function
     survey: Callable[..., Tensor] | None = None
     factored: bool = False
+
+    def blocks(self, layer: Layer, **params: Any) -> Iterator[tuple[Layer, Tensor]]:
+        """The blocks that the method works on, or the layer, each with its merged task vector."""
+        found = self.function(layer, **params)
+        if isinstance(found, Tensor):
+            yield layer, found
+        else:
+            yield from zip(layer.blocks(), found, strict=True)
 
     def check(self, params: Mapping[str, Any]) -> dict[str, Any]:
         """The corrected edition's parameters overridden by `params`.
@@ -101,7 +112,7 @@ def method(
     random: bool = False,
     factored: bool = False,
     survey: Callable[..., Tensor] | None = None,
-) -> Callable[[Callable[..., Tensor]], Callable[..., Tensor]]:
+) -> Callable[[Function], Function]:
     """Register a function f(layer, **params) -> task vector under a name; see `Method`.
 
     `paper` and `original` hold what differs from `corrected`. Without `parameters` they are those
@@ -109,7 +120,7 @@ def method(
     MergelibError if another module has registered the name.
     """
 
-    def register(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    def register(function: Function) -> Function:
         own = _defaults(function) if parameters is None else {}
         ours = {**own, **(corrected or {})}
         METHODS.add(
@@ -131,7 +142,7 @@ def method(
     return register
 
 
-def _defaults(function: Callable[..., Tensor]) -> dict[str, Any]:
+def _defaults(function: Function) -> dict[str, Any]:
     """The parameters that have a default, after the layer."""
     _, *rest = inspect.signature(function).parameters.values()
     return {each.name: each.default for each in rest if each.default is not each.empty}

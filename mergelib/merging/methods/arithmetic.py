@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from mergelib.merging.layer import Layer
+from mergelib.merging.layer import Layer, elementwise
 from mergelib.merging.registry import NUMBER, method
 
 
@@ -14,6 +14,7 @@ from mergelib.merging.registry import NUMBER, method
     original={"alpha": 0.4},
     reference="Ilharco et al. 2023, Editing models with task arithmetic, arXiv 2212.04089",
 )
+@elementwise
 def arithmetic(layer: Layer, alpha: float) -> Tensor:
     """Δ = α Σ τt."""
     return alpha * layer.sum()

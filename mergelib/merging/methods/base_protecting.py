@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from mergelib.core.errors import MergelibError
-from mergelib.merging.layer import Layer
+from mergelib.merging.layer import Layer, elementwise
 from mergelib.merging.registry import NUMBER, WEIGHTS_OR_NONE, method
 
 
@@ -15,6 +15,7 @@ from mergelib.merging.registry import NUMBER, WEIGHTS_OR_NONE, method
     corrected={"weights": None, "alpha": 1.0},
     reference="Rahamim et al. 2026, Will it Merge?, arXiv 2601.06672 (weights in our reading)",
 )
+@elementwise
 def base_protecting(layer: Layer, weights: Sequence[float] | None, alpha: float) -> Tensor:
     """Δ = α Σ wt τt / Σ wt: models of tasks that the base knows least get the largest weights.
 

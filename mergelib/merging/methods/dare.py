@@ -1,5 +1,7 @@
 """DARE: drop and rescale."""
 
+from collections.abc import Iterator, Sequence
+
 import torch
 from torch import Tensor
 
@@ -8,14 +10,18 @@ from mergelib.merging.layer import Layer
 from mergelib.merging.registry import NUMBER, RATE, method
 
 
-def keep_mask(shape: torch.Size, drop_rate: float, seed: int, name: str, position: int) -> Tensor:
-    """Boolean mask of what survives: a pure function of its arguments, drawn on the CPU.
+def draws(seed: int, name: str, position: int) -> torch.Generator:
+    """Where the draws of one tensor of one model come from, on the CPU.
 
     The generator is seeded from a digest of (seed, tensor name, position of the model in the
-    list), so neither the order of the tensors nor the device nor other draws change it.
+    list), so neither the order of the tensors nor the device nor other draws change them.
     """
     generator = torch.Generator(device="cpu")
-    generator.manual_seed(int(digest("dare", seed, name, position)[:15], 16))
+    return generator.manual_seed(int(digest("dare", seed, name, position)[:15], 16))
+
+
+def keep_mask(shape: Sequence[int], drop_rate: float, generator: torch.Generator) -> Tensor:
+    """Boolean mask of what survives, from the next draws: those of blocks are those of a whole."""
     return torch.rand(shape, generator=generator, dtype=torch.float64) >= drop_rate
 
 
@@ -26,13 +32,14 @@ def keep_mask(shape: torch.Size, drop_rate: float, seed: int, name: str, positio
     random=True,
     reference="Yu et al. 2024, Language models are Super Mario, arXiv 2311.03099",
 )
-def dare(layer: Layer, drop_rate: float, alpha: float, seed: int) -> Tensor:
+def dare(layer: Layer, drop_rate: float, alpha: float, seed: int) -> Iterator[Tensor]:
     """Δ = α (1/T) Σ maskt τt / (1 − p); each entry is dropped with probability p = drop_rate.
 
     Its mean over seeds is α times weight averaging: report the spread over seeds.
     """
-    merged = torch.zeros_like(layer[0])
-    for position, vector in enumerate(layer):
-        mask = keep_mask(vector.shape, drop_rate, seed, layer.name, position).to(vector.device)
-        merged += vector * mask
-    return alpha * merged / (len(layer) * (1 - drop_rate))
+    generators = [draws(seed, layer.name, position) for position in range(len(layer))]
+    for block in layer.blocks():
+        merged = torch.zeros_like(block[0])
+        for vector, generator in zip(block, generators, strict=True):
+            merged += vector * keep_mask(block.shape, drop_rate, generator).to(vector.device)
+        yield alpha * merged / (len(layer) * (1 - drop_rate))

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from mergelib.merging.layer import Layer
+from mergelib.merging.layer import Layer, elementwise
 from mergelib.merging.registry import COUNT_OR_NONE, method
 
 
@@ -31,6 +31,7 @@ def magnitudes(layer: Layer, task: int | None) -> Tensor:
     survey=magnitudes,
     reference="Huang et al. 2024, EMR-Merging, arXiv 2405.17461, Algorithm 1",
 )
+@elementwise
 def emr(layer: Layer, task: int | None, surveyed: Tensor) -> Tensor:
     """Δ = τ_uni, shared by all tasks; with `task` = t (from 0), Δ = λt mt τ_uni for that task.
 

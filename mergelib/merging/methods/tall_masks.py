@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from mergelib.merging.layer import Layer
+from mergelib.merging.layer import Layer, elementwise
 from mergelib.merging.registry import COUNT_OR_NONE, NUMBER, method
 
 
@@ -20,6 +20,7 @@ from mergelib.merging.registry import COUNT_OR_NONE, NUMBER, method
     original={"agree": 2},
     reference="Wang et al. 2024, Localizing task information, arXiv 2405.07813 (Consensus TA)",
 )
+@elementwise
 def tall_masks(
     layer: Layer, threshold: float, agree: int | None, task: int | None, alpha: float
 ) -> Tensor:

@@ -1,29 +1,36 @@
 """TIES: trim, elect sign, disjoint mean."""
 
 import math
+from collections.abc import Iterator, Sequence
 
-import numpy as np
 import torch
 from torch import Tensor
 
+from mergelib.linalg.select import kth_magnitude
 from mergelib.merging.layer import Layer
 from mergelib.merging.registry import FRACTION, NUMBER, method
 
 
-def threshold(vector: Tensor, density: float) -> float:
+def threshold(layer: Layer, position: int, density: float) -> float:
     """The m-th largest magnitude, m = max(1, ⌊density·numel⌋): what reaches it is kept."""
-    if vector.numel() == 0:
+    size = math.prod(layer.shape)
+    if size == 0:
         return 0.0
-    place = vector.numel() - max(1, math.floor(density * vector.numel()))
-    size = vector.abs().flatten()
-    if not size.is_cpu:
-        return float(size.kthvalue(place + 1).values)
-    return float(np.partition(size.numpy(), place)[place])  # seven times as fast
+    place = size - max(1, math.floor(density * size))
+    return kth_magnitude(lambda: (block[position] for block in layer.blocks()), size, place)
 
 
 def trim(vector: Tensor, least: float) -> Tensor:
     """The vector without the entries whose magnitude is below `least`."""
     return vector.masked_fill(vector.abs() < least, 0.0)
+
+
+def elected(block: Layer, least: Sequence[float]) -> Tensor:
+    """The sign of Σ of the trimmed task vectors, int8."""
+    total = torch.zeros_like(block[0])
+    for vector, bound in zip(block, least, strict=True):
+        total += trim(vector, bound)
+    return total.sign_().to(torch.int8)
 
 
 @method(
@@ -34,23 +41,21 @@ def trim(vector: Tensor, least: float) -> Tensor:
     original={"alpha": 1.0},
     reference="Yadav et al. 2023, TIES-Merging, arXiv 2306.01708, Algorithm 1",
 )
-def ties(layer: Layer, density: float, alpha: float) -> Tensor:
+def ties(layer: Layer, density: float, alpha: float) -> Iterator[Tensor]:
     """Δ = α · mean of the trimmed, non-zero τt entries that have the elected sign.
 
     The elected sign of an entry is that of the sum of its trimmed values; where the sum is zero,
     the sign of the sum of all elected signs (1 if that is zero too).
     """
-    least = [threshold(vector, density) for vector in layer]
-    elected = torch.zeros_like(layer[0])
-    for vector, bound in zip(layer, least, strict=True):
-        elected += trim(vector, bound)
-    elected.sign_()
-    majority = 1.0 if elected.sum() >= 0 else -1.0
-    elected = torch.where(elected == 0, majority, elected)
-    merged, votes = torch.zeros_like(elected), torch.zeros_like(elected)
-    for vector, bound in zip(layer, least, strict=True):
-        trimmed = trim(vector, bound)
-        agrees = trimmed.sign() == elected  # never true for a zero entry
-        merged += trimmed * agrees
-        votes += agrees
-    return alpha * merged / votes.clamp(min=1)
+    least = [threshold(layer, position, density) for position in range(len(layer))]
+    signs = [elected(block, least) for block in layer.blocks()]  # a byte an entry
+    majority = 1 if sum(int(sign.sum()) for sign in signs) >= 0 else -1
+    for block, sign in zip(layer.blocks(), signs, strict=True):
+        sign = torch.where(sign == 0, majority, sign)
+        merged, votes = torch.zeros_like(block[0]), torch.zeros_like(block[0])
+        for vector, bound in zip(block, least, strict=True):
+            trimmed = trim(vector, bound)
+            agrees = trimmed.sign() == sign  # never true for a zero entry
+            merged += trimmed * agrees
+            votes += agrees
+        yield alpha * merged / votes.clamp(min=1)
