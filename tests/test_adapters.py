@@ -7,8 +7,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from mergelib.checkpoints.adapter_files import is_adapter, is_adapter_folder, read_adapter
-from mergelib.checkpoints.adapters import applied
+from mergelib.checkpoints.adapters.applying import applied
+from mergelib.checkpoints.adapters.files import is_adapter, is_adapter_folder, read_adapter
 from mergelib.checkpoints.weights import of_mapping
 from mergelib.core.errors import MergelibError
 

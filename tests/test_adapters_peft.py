@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import nn
 
-from mergelib.checkpoints.adapter_files import read_adapter
-from mergelib.checkpoints.adapter_folder import write_adapter
-from mergelib.checkpoints.adapters import applied
-from mergelib.checkpoints.extracting import Wanted, extract
+from mergelib.checkpoints.adapters.applying import applied
+from mergelib.checkpoints.adapters.files import read_adapter
+from mergelib.checkpoints.output.adapter_folder import write_adapter
+from mergelib.checkpoints.output.extracting import Wanted, extract
 from mergelib.checkpoints.weights import of_mapping
 
 peft = pytest.importorskip("peft")

@@ -8,9 +8,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from mergelib import cli
-from mergelib.checkpoints.adapter_files import read_adapter
-from mergelib.checkpoints.adapters import applied
-from mergelib.checkpoints.extracting import Wanted, extract
+from mergelib.checkpoints.adapters.applying import applied
+from mergelib.checkpoints.adapters.files import read_adapter
+from mergelib.checkpoints.output.extracting import Wanted, extract
 from mergelib.checkpoints.weights import of_mapping
 from mergelib.core.errors import MergelibError
 

@@ -13,8 +13,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from mergelib.checkpoints.formats import DTYPES
-from mergelib.checkpoints.shards import bytes_of, cut, size_in_bytes
-from mergelib.checkpoints.writing import is_folder, writer
+from mergelib.checkpoints.output.shards import bytes_of, cut, size_in_bytes
+from mergelib.checkpoints.output.writing import is_folder, writer
 from mergelib.core.errors import MergelibError
 
 INTEGERS = [d for d in DTYPES.values() if not d.is_floating_point and not d.is_complex]

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 from test_writing import assert_same, small, write
 
-from mergelib.checkpoints.companions import companions, library, main_type, retyped
+from mergelib.checkpoints.output.companions import companions, library, main_type, retyped
 from mergelib.core.errors import MergelibError
 
 CONFIG = {

@@ -5,7 +5,6 @@ memory-mapped), told apart by their first bytes, whatever they are called.
 """
 
 import warnings
-from collections.abc import Mapping
 from contextlib import ExitStack
 from functools import lru_cache, partial
 from pathlib import Path

@@ -267,9 +267,7 @@ def _ones(shape: tuple[int, ...]) -> int:
     return next((k for k, size in enumerate(shape) if size != 1), len(shape))
 
 
-def _low_rank(
-    weights: Weights, layout: Layout, name: str
-) -> tuple[Tensor, Tensor] | None:
+def _low_rank(weights: Weights, layout: Layout, name: str) -> tuple[Tensor, Tensor] | None:
     """The factors of a tensor made of others: of a stack, their left ones lie block by block."""
     assert weights.low_rank is not None
     parts = layout[name]

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from torch import Tensor
 
-from mergelib.checkpoints.adapter_files import is_adapter, is_adapter_folder, read_adapter
-from mergelib.checkpoints.adapters import applied
+from mergelib.checkpoints.adapters.applying import applied
+from mergelib.checkpoints.adapters.files import is_adapter, is_adapter_folder, read_adapter
 from mergelib.checkpoints.folders import open_folder
 from mergelib.checkpoints.formats import open_weights
 from mergelib.checkpoints.layouts import BESIDE, Arranged, Layout, named, rearranged
@@ -33,9 +33,7 @@ class View:
 Source = Path | str | Mapping[str, Tensor] | View  # a checkpoint, tensors, or a view of either
 
 
-def raw(
-    source: Source, label: str, stack: ExitStack, base: Weights | None = None
-) -> Weights:
+def raw(source: Source, label: str, stack: ExitStack, base: Weights | None = None) -> Weights:
     """A checkpoint under the names in its file, open as long as `stack`; `label` names a mapping.
 
     An adapter is put on its `base`. Raises MergelibError, naming the file, if it is missing,
@@ -113,9 +111,7 @@ def _model(weights: Weights, origin: Arranged, choice: Choice, whole: bool) -> A
     return rearranged(weights, layout)
 
 
-def _view(
-    source: Source, weights: Arranged, found: Selection, base: View | None = None
-) -> View:
+def _view(source: Source, weights: Arranged, found: Selection, base: View | None = None) -> View:
     layout = {n: weights.layout[n]._replace(rows=rows) for n, rows in found.taken.items()}
     origin = source.origin if isinstance(source, View) else source
     origin = Path(origin) if isinstance(origin, str) else origin

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from mergelib.checkpoints.extracting import Extracted
+    from mergelib.checkpoints.output.extracting import Extracted
 
 EPILOG = (
     "The adapter loads with PEFT on the base. Patterns are of tensor names, such as '*.mlp.*'. "
@@ -36,9 +36,9 @@ def run(args: argparse.Namespace) -> None:
     """Write the adapter's folder, and say what it keeps and what it does not."""
     import torch
 
-    from mergelib.checkpoints.adapter_files import open_raw
-    from mergelib.checkpoints.adapter_folder import check_free, write_adapter
-    from mergelib.checkpoints.extracting import EMBEDDINGS, Wanted, extract
+    from mergelib.checkpoints.adapters.files import open_raw
+    from mergelib.checkpoints.output.adapter_folder import check_free, write_adapter
+    from mergelib.checkpoints.output.extracting import EMBEDDINGS, Wanted, extract
 
     check_free(args.out)
     wanted = Wanted(

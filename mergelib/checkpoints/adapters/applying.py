@@ -1,13 +1,13 @@
 """LoRA adapters: task vectors of low rank, kept as their factors, and put on a base."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
-from mergelib.checkpoints.name_matching import matched
+from mergelib.checkpoints.adapters.matching import matched
 from mergelib.checkpoints.weights import Weights
 from mergelib.core.errors import MergelibError
 
@@ -176,7 +176,9 @@ def applied(adapter: Adapter, base: Weights) -> Weights:
         return tensor
 
     def low_rank(name: str) -> tuple[Tensor, Tensor] | None:
-        if name in touched or name in placed.whole:
+        if name in placed.whole or name in placed.added:
+            return None
+        if name in placed.factors:
             return placed.low_rank(name)
         rows, columns = base.shapes[name][0], math.prod(base.shapes[name][1:])
         return torch.zeros(rows, 0).double(), torch.zeros(0, columns).double()

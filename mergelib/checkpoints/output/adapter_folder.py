@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from mergelib.checkpoints.adapter_files import CONFIG, WEIGHTS
+from mergelib.checkpoints.adapters.files import CONFIG, WEIGHTS
 from mergelib.core.errors import MergelibError
 from mergelib.core.store import save_tensors, write_json
 

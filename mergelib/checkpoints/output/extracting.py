@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mergelib.checkpoints.adapter_files import PREFIX
+from mergelib.checkpoints.adapters.files import PREFIX
 from mergelib.checkpoints.task_vectors import difference
 from mergelib.checkpoints.weights import Weights, check_same
 from mergelib.core.errors import MergelibError

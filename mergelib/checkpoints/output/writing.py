@@ -20,10 +20,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from mergelib.checkpoints.casting import fitted
-from mergelib.checkpoints.companions import copy_companions, library
 from mergelib.checkpoints.formats import DTYPES
-from mergelib.checkpoints.shards import Spec, bytes_of, cut, index_of, size_in_bytes
+from mergelib.checkpoints.output.casting import fitted
+from mergelib.checkpoints.output.companions import copy_companions, library
+from mergelib.checkpoints.output.shards import Spec, bytes_of, cut, index_of, size_in_bytes
 from mergelib.core.errors import MergelibError
 
 Put = Callable[[str, Tensor], None]

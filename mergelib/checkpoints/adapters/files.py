@@ -9,9 +9,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from mergelib.checkpoints import formats
-from mergelib.checkpoints.adapter_config import INNER, Settings, read_settings
-from mergelib.checkpoints.adapters import Adapter, Factors
+from mergelib.checkpoints.adapters.applying import Adapter, Factors
+from mergelib.checkpoints.adapters.config import INNER, Settings, read_settings
+from mergelib.checkpoints.folders import open_folder
+from mergelib.checkpoints.formats import open_weights
 from mergelib.checkpoints.weights import Weights
 from mergelib.core.errors import MergelibError
 
@@ -47,7 +48,7 @@ OTHERS = {
 
 @contextmanager
 def open_raw(path: Path) -> Iterator[Weights]:
-    """A checkpoint under its own names. Raises MergelibError as `formats.open_file` does."""
+    """A checkpoint under its own names. Raises MergelibError as `formats.open_weights` does."""
     with ExitStack() as stack:
         yield open_folder(path, stack) if path.is_dir() else open_weights(path, stack)
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from mergelib.checkpoints.shards import Spec, bytes_of
+from mergelib.checkpoints.output.shards import Spec, bytes_of
 from mergelib.core.store import read_json
 
 # By name, so that no weights, adapters, optimizers or states of a training come along.

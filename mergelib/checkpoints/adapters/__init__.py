@@ -1,0 +1,1 @@
+"""LoRA adapters: read as the low-rank task vectors that they are, put on a base."""

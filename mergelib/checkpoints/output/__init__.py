@@ -1,0 +1,1 @@
+"""Checkpoints written: files, shards, and model folders that their libraries load."""
