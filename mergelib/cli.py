@@ -5,11 +5,12 @@ import contextlib
 import io
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 from importlib import import_module
 
 from mergelib import __version__
-from mergelib.core.errors import MergelibError
+from mergelib.core.errors import MergelibError, MergelibNote
 from mergelib.core.interrupts import STATUS, Signals
 
 VERBS = {
@@ -59,7 +60,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     signals = Signals(interrupted) if argv is None else None
     try:
-        return _run(asked, words)
+        with warnings.catch_warnings():
+            warnings.simplefilter("default", MergelibNote)
+            warnings.showwarning = _note
+            return _run(asked, words)
     except (Exception, KeyboardInterrupt) as error:
         if signals:
             signals.leave()
@@ -115,6 +119,11 @@ def told(error: Exception) -> str:
 def _say(line: str) -> None:
     with contextlib.suppress(OSError):  # there may be nobody to tell
         print(line, file=sys.stderr, flush=True)
+
+
+def _note(message: Warning | str, *rest: object, **more: object) -> None:
+    """Tell a warning in one line."""
+    _say(f"mergelib: note: {' '.join(str(message).split())}")
 
 
 def _flush() -> None:

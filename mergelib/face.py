@@ -1,7 +1,7 @@
 """What a notebook asks for: models measured, merged and evaluated, wherever they are.
 
-A model is a path (formats: `mergelib.checkpoints.formats`), a state dict, or a `torch.nn.Module`;
-of a whole CLIP the image tower counts.
+A model is a path (formats: `mergelib.checkpoints.formats`), a state dict, or a `torch.nn.Module`.
+Metrics of a whole CLIP are those of its image tower; merged is all of it.
 """
 
 import copy
@@ -9,19 +9,17 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import pandas as pd
 from torch import Tensor, nn
 
 from mergelib.checkpoints.reading import Source, opened
+from mergelib.checkpoints.selection import Choice
 from mergelib.core.devices import find_device
 from mergelib.core.errors import MergelibError
-from mergelib.core.store import save_tensors
-from mergelib.merging import engine
-from mergelib.merging.cache import cached_factors
-from mergelib.merging.registry import METHODS, preset
-from mergelib.metrics.table import pairwise_of_checkpoints
 
-if TYPE_CHECKING:  # it asks for open_clip, which measuring and merging do without
+if TYPE_CHECKING:  # what measuring, merging and evaluating ask for is imported where they do
+    import pandas as pd
+
+    from mergelib.merging.weighting import Weight
     from mergelib.models.backbones import Backbone
 
 Model = Source | nn.Module
@@ -34,14 +32,19 @@ def measure(
     edition: str = "corrected",
     cache: Path | str | None = None,
     device: str = "cpu",
-) -> pd.DataFrame:
+    *,
+    only: Sequence[str] = (),
+    exclude: Sequence[str] = (),
+    whole: bool = False,
+) -> "pd.DataFrame":
     """The metrics of every pair of models that their weights give: a row a pair, a column a metric.
 
     `base` is the pretrained model of all. `models` are models by name, or paths, which are named by
-    their files. `metrics` are names of `METRICS` (default: the published ones of categories task
-    vector, effective rank and subspace); columns come in the registry's order. `edition` is
-    "corrected" or "paper". `cache` is a folder that keeps what one more model needs, `device` where
-    to compute (cpu, cuda, auto).
+    what tells them apart. `metrics` are names of `METRICS` (default: the published ones of
+    categories task vector, effective rank and subspace); columns come in the registry's order.
+    `edition` is "corrected" or "paper". `cache` is a folder that keeps what one more model needs, `device` where
+    to compute (cpu, cuda, auto). Of a CLIP the image tower is measured, or the `whole`; `only` and
+    `exclude` are patterns of tensors' names.
     Raises MergelibError for fewer than two models, other names or shapes than the base's, NaN, an
     unknown metric, edition or device, and a metric that wants data (activations, gradients).
 
@@ -61,9 +64,17 @@ def measure(
         raise MergelibError("give the models by name, {'a': model, …}, or a list of paths")
     else:
         named = [Path(model) for model in models]
-    folder = None if cache is None else Path(cache)
+    from mergelib.metrics.table import pairwise_of_checkpoints
+
     return pairwise_of_checkpoints(
-        _weights(base), named, metrics, edition, folder, find_device(device)
+        _weights(base),
+        named,
+        metrics,
+        edition,
+        None if cache is None else Path(cache),
+        find_device(device),
+        Choice(tuple(only), tuple(exclude)),
+        whole,
     )
 
 
@@ -76,17 +87,33 @@ def merge(
     seed: int = 0,
     cache: Path | str | None = None,
     device: str | None = None,
+    *,
+    weights: "Sequence[Weight] | None" = None,
+    normalize: bool | None = None,
+    only: Sequence[str] = (),
+    exclude: Sequence[str] = (),
+    shared_rows: bool = False,
+    dtype: str | None = None,
+    max_shard_size: int | str | None = None,
     **params: Any,
 ) -> Any:
     """Models merged into one by a method of `METHODS`: its state dict, or where it was written.
 
-    With `out` the merge is written there as safetensors, all of it or nothing, and the path is
-    returned. `edition` sets the method's parameters: "corrected" (ours), "paper" (behind the
+    All that the base holds comes back, under its own names. With `out` the merge is written there,
+    all of it or nothing, as the name says: `.safetensors`, `.pt`, or a model folder
+    (`mergelib.checkpoints.output.writing`; `max_shard_size`, say "5GB"), with the recipe; the path
+    is returned. `edition` sets the method's parameters: "corrected" (ours), "paper" (behind the
     published numbers) or "original" (of the method's authors); `params` stand above it. `seed`
     matters for random methods. `cache` is a folder of factors, which spare merges by tsv work. A
     merge computes where the base is, or on `device` (cpu, cuda, auto).
-    Raises MergelibError for an unknown method, edition, parameter or device, no model, other names
-    or shapes than the base's, NaN, and a file that cannot be read.
+
+    `weights` multiply the task vectors: a number a model, or finer
+    (`mergelib.merging.weighting`); made 1 on average if `normalize` (by default for averages).
+    `only` and `exclude` are patterns of tensors to merge, or to leave as the base has them;
+    `shared_rows` merges tensors of unequal length over the rows that all have. `dtype` is the type
+    to write in (the base's). What a user may not expect is told by `MergelibNote` warnings.
+    Raises MergelibError for an unknown method, edition, parameter or device, no model, tensors that
+    do not fit or cannot be merged, NaN, a file that cannot be read and one that cannot be written.
 
     >>> import torch
     >>> import mergelib as ml
@@ -96,21 +123,36 @@ def merge(
     tensor([[1.0000, 0.5000],
             [0.5000, 1.0000]])
     """
+    from mergelib.merging import job
+    from mergelib.merging.recipe import AVERAGES, ModelSpec, Recipe
+
     if isinstance(models, (Mapping, str, Path, nn.Module)):
         raise MergelibError("the models must come as a list, even one alone: give [model]")
-    origin, tuned = _weights(base), [_weights(model) for model in models]
-    settings = {**preset(method, edition), **params}
-    factors = None
-    if cache is not None and METHODS[method].factored:
-        factors = cached_factors(Path(cache), origin, tuned)
-    on = None if device is None else find_device(device)
-    if on == "cuda" or (on == "cpu" and isinstance(origin, Mapping)):
-        with opened(origin, "the base") as weights:
-            origin = {name: weights.get(name).to(on) for name in weights.shapes}
-    state = engine.merge(origin, tuned, method, seed, factors, **settings)
+    shares = weights or [1.0] * len(models)
+    if len(shares) != len(models):
+        raise MergelibError(f"{len(shares)} weights for {len(models)} models: give one a model")
+    even = weights is not None and (method in AVERAGES if normalize is None else normalize)
+    named = [str(model) if isinstance(model, str | Path) else job.UNNAMED for model in models]
+    recipe = Recipe(
+        str(base) if isinstance(base, str | Path) else job.UNNAMED,
+        [ModelSpec(name, share) for name, share in zip(named, shares, strict=True)],
+        method,
+        params,
+        edition,
+        seed,
+        even,
+        dtype,
+        list(only),
+        list(exclude),
+        shared_rows,
+    )
+    sources = (_weights(base), [_weights(model) for model in models])
+    planned = job.prepare(recipe, None if out is None else Path(out), sources, device)
+    found = job.tensors(recipe, planned, None if cache is None else Path(cache))
     if out is None:
-        return state
-    save_tensors(Path(out), state)
+        state = dict(found)
+        return {name: state[name] for name in planned.spec}
+    job.write(recipe, planned, found, Path(out), max_shard_size)
     return Path(out)
 
 

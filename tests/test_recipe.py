@@ -9,7 +9,7 @@ import yaml
 from huggingface_hub import ModelCard
 
 from mergelib.core.errors import MergelibError
-from mergelib.core.yamls import parse_yaml
+from mergelib.core.yaml_files import parse_yaml
 from mergelib.merging.card import RECIPE_FILE, card, texts, told
 from mergelib.merging.layer import Layer
 from mergelib.merging.methods.dare import keep_mask

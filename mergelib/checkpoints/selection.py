@@ -84,6 +84,7 @@ def select(origin: Arranged, others: Sequence[Arranged], choice: Choice) -> Sele
         else:
             _check_integers(name, origin, others)
     _refuse_strangers(origin, others)
+    _check_patterns(origin, others, choice)
     if left:
         notes.append(f"as the base has them, by --only or --exclude: {_listed(left)}")
     empty = [name for name in taken if 0 in origin.shapes[name]]
@@ -218,3 +219,11 @@ def _refuse_strangers(origin: Weights, others: Sequence[Arranged]) -> None:
 def _listed(names: Sequence[str]) -> str:
     rest = f" and {len(names) - 3} more" if len(names) > 3 else ""
     return ", ".join(names[:3]) + rest
+
+
+def _check_patterns(origin: Arranged, others: Sequence[Arranged], choice: Choice) -> None:
+    """Raise MergelibError for a pattern that fits no tensor of any checkpoint."""
+    names = [{*weights.shapes, *weights.own.shapes} for weights in (origin, *others)]
+    for pattern in (*choice.only, *choice.exclude):
+        if not any(matches([pattern], each) for each in names):
+            raise MergelibError(f"pattern {pattern!r} fits the name of no tensor: mend it")

@@ -16,8 +16,9 @@ class Weights:
     """Named tensors that are read one by one; `label` is what an error calls them.
 
     `notes` say what was done to find them, a sentence each: a prefix taken off, say. `cut(name,
-    rows)`, where a format has one, reads some rows without keeping others in memory. Of a model that
-    came as an adapter, `low_rank(name)` is a task vector as left (m, r) and right (r, n), or None.
+    rows)`, where a format has one, reads some rows without keeping others in memory. Of a model
+    that came as an adapter, `low_rank(name)` is a task vector as left (m, r) and right (r, n), or
+    None.
     """
 
     label: str

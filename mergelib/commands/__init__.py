@@ -4,6 +4,6 @@ Imports of torch and friends cost seconds, so a command imports what it computes
 """
 
 EPILOG = (
-    "Checkpoints: safetensors, .pt, .pth or .bin state dicts, or Hugging Face CLIP directories, in "
-    "any mixture; of a whole CLIP the image tower counts, under open_clip's names."
+    "Checkpoints: safetensors, .pt, .pth, .bin or .ckpt state dicts, or model folders, in any "
+    "mixture of the layouts of one model (CLIP: open_clip, Hugging Face, timm)."
 )

@@ -3,44 +3,105 @@
 import argparse
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from mergelib.commands import EPILOG as EPILOG
+from mergelib.commands import EPILOG as FORMATS
 from mergelib.core.errors import MergelibError
+from mergelib.core.outputs import check_folder
+
+if TYPE_CHECKING:
+    from mergelib.merging.engine import Plan
+    from mergelib.merging.recipe import Recipe
+
+EPILOG = (
+    f"{FORMATS} What is written is as its name says: .safetensors, .pt, .pth or .bin, or a model "
+    "folder, with all that the base holds and in its types. Beside it lies the recipe, which "
+    "--recipe takes again. Patterns are of tensor names, such as '*.mlp.*'."
+)
+OF_RECIPE = ("models", "method", "set", "weights", "only", "exclude", "dtype")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of `mergelib merge`."""
     add = parser.add_argument
-    add("--base", type=Path, required=True, help="pretrained weights")
-    add("--models", type=Path, nargs="+", required=True)
-    add("--method", required=True)
+    add("--base", type=Path, help="pretrained weights")
+    add("--models", type=Path, nargs="+", help="fine-tuned weights, or LoRA adapters of the base")
+    add("--method", help="such as weight_avg, ties, tsv")
     add("--edition", default="corrected", help="corrected, paper or original")
-    add("--set", action="append", default=[], metavar="NAME=VALUE")
+    add("--set", action="append", default=[], metavar="NAME=VALUE", help="a method's parameter")
+    add("--weights", type=float, nargs="+", help="what the models' task vectors are times")
     add("--seed", type=int, default=0)
+    add("--recipe", type=Path, help="YAML file that says all of this (mergekit's keys do too)")
+    add("--only", action="append", default=[], metavar="PATTERN", help="tensors to merge")
+    add("--exclude", action="append", default=[], metavar="PATTERN", help="to leave as the base's")
+    add("--shared-rows", action="store_true", help="merge resized tensors over the rows all have")
+    add("--dtype", help="to write in (default: that of the base)")
+    add("--max-shard-size", help="such as 5GB; more is written in shards")
     add("--cache", type=Path, help="folder of factors, which spare merges by tsv work")
     add("--device", default="cpu", help="where to compute: cpu, cuda, auto")
-    add("--out", type=Path, required=True, help="safetensors file to write")
+    add("--dry-run", action="store_true", help="say what would be done, and do nothing")
+    add("--out", type=Path, required=True, help="file or folder to write")
 
 
 def run(args: argparse.Namespace) -> None:
     """Write the merged checkpoint."""
-    from mergelib.checkpoints.reading import opened
-    from mergelib.face import merge
+    from mergelib.merging import job
 
-    merge(
-        args.base,
-        args.models,
+    recipe = _recipe(args)
+    if args.cache is not None:
+        check_folder(args.cache, [Path(recipe.base), *(Path(m.path) for m in recipe.models)])
+    planned = job.prepare(recipe, args.out, None, args.device)
+    if not args.dry_run:
+        found = job.tensors(recipe, planned, args.cache)
+        job.write(recipe, planned, found, args.out, args.max_shard_size, progress=True)
+    print(_told(args, planned, recipe))
+
+
+def _told(args: argparse.Namespace, planned: "Plan", recipe: "Recipe") -> str:
+    from mergelib.checkpoints.output.shards import bytes_of
+
+    size = sum(bytes_of(*each) for each in planned.spec.values())
+    merged = len(planned.spec) - len(planned.kept)
+    what = "would be merged" if args.dry_run else "merged"
+    kept = f", {len(planned.kept)} as in the base" if planned.kept else ""
+    return (
+        f"{args.out}: {merged} tensors {what} from {len(recipe.models)} models by "
+        f"{recipe.method}{kept}; {size / 1e6:.1f} MB"
+    )
+
+
+def _recipe(args: argparse.Namespace) -> "Recipe":
+    """The recipe that the arguments name, or are."""
+    from mergelib.merging.recipe import AVERAGES, ModelSpec, Recipe, read
+
+    if args.recipe is not None:
+        given = [f"--{name}" for name in ("base", *OF_RECIPE) if getattr(args, name)]
+        if given or args.shared_rows:
+            said = ", ".join(given or ["--shared-rows"])
+            raise MergelibError(f"{args.recipe} says what to merge: leave out {said}")
+        return read(args.recipe)
+    for name in ("base", "models", "method"):
+        if getattr(args, name) is None:
+            raise MergelibError(f"--{name} is missing: give it, or --recipe")
+    weights = args.weights or [1.0] * len(args.models)
+    if len(weights) != len(args.models):
+        raise MergelibError(
+            f"{len(weights)} weights for {len(args.models)} models: give one a model"
+        )
+    models = [ModelSpec(str(m), w) for m, w in zip(args.models, weights, strict=True)]
+    return Recipe(
+        str(args.base),
+        models,
         args.method,
-        args.out,
+        dict(_assignment(text) for text in args.set),
         args.edition,
         args.seed,
-        args.cache,
-        args.device,
-        **dict(_assignment(text) for text in args.set),
+        args.weights is not None and args.method in AVERAGES,
+        args.dtype,
+        args.only,
+        args.exclude,
+        args.shared_rows,
     )
-    with opened(args.out) as weights:
-        count = len(weights.shapes)
-    print(f"{args.out}: {count} tensors merged from {len(args.models)} models")
 
 
 def _assignment(text: str) -> tuple[str, object]:

@@ -14,6 +14,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--models", type=Path, nargs="+", required=True, help="two or more")
     add("--edition", default="corrected", help="corrected or paper")
     add("--extra", action="store_true", help="principal angles as well")
+    add("--whole", action="store_true", help="of a CLIP both towers (default: the image tower)")
+    add("--only", action="append", default=[], metavar="PATTERN", help="tensors to measure")
+    add("--exclude", action="append", default=[], metavar="PATTERN", help="tensors to leave out")
     add("--out", type=Path, required=True, help=".csv or .parquet")
     add("--cache", type=Path, help="folder that keeps what one more model needs")
     add("--device", default="cpu", help="where to compute: cpu, cuda, auto")
@@ -30,6 +33,16 @@ def run(args: argparse.Namespace) -> None:
     from mergelib.metrics.table import weight_metrics
 
     names = weight_metrics(args.extra)
-    table = measure(args.base, args.models, names, args.edition, args.cache, args.device)
+    table = measure(
+        args.base,
+        args.models,
+        names,
+        args.edition,
+        args.cache,
+        args.device,
+        only=args.only,
+        exclude=args.exclude,
+        whole=args.whole,
+    )
     write_table(args.out, table)
     print(f"{args.out}: {len(table)} pairs, {table.shape[1] - 2} metrics")

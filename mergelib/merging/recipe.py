@@ -8,9 +8,10 @@
     method: arithmetic
     parameters: {alpha: 0.5}
 
-Further keys: edition, seed, normalize, dtype (to write in), only and exclude (parts of names of the
-tensors to merge). Weights, numbers or finer (`weighting`), multiply the task vectors. Files with
-mergekit's keys (`merge_method`) are read too (`mergekit`). No key is passed over in silence.
+Further keys: edition, seed, normalize, dtype (to write in), only and exclude (patterns of the names
+of tensors to merge, or not to), shared_rows. Weights, numbers or finer (`weighting`), multiply the
+task vectors. Files with mergekit's keys (`merge_method`) are read too (`mergekit`). No key is
+passed over in silence.
 """
 
 from collections.abc import Iterable, Mapping
@@ -23,7 +24,7 @@ import yaml
 
 from mergelib.core.errors import MergelibError
 from mergelib.core.registry import unknown
-from mergelib.core.yamls import parse_yaml
+from mergelib.core.yaml_files import parse_yaml
 from mergelib.merging.mergekit import translated
 from mergelib.merging.registry import METHODS, preset
 from mergelib.merging.weighting import Weight, checked, weights_by_name
@@ -54,6 +55,7 @@ class Recipe:
     dtype: str | None = None
     only: list[str] = field(default_factory=list)
     exclude: list[str] = field(default_factory=list)
+    shared_rows: bool = False
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -114,19 +116,6 @@ def weights_of(recipe: Recipe, names: Iterable[str]) -> dict[str, list[float]]:
     return weights_by_name([each.weight for each in recipe.models], names, recipe.normalize)
 
 
-def merged_names(recipe: Recipe, names: Iterable[str]) -> list[str]:
-    """The tensors that the recipe merges; the others stay as the base has them.
-
-    Raises MergelibError for a part of `only` or `exclude` that is in no name.
-    """
-    names = list(names)
-    for part in (*recipe.only, *recipe.exclude):
-        if not any(part in name for name in names):
-            raise MergelibError(f"{part!r} is part of no tensor's name: mend only or exclude")
-    chosen = [n for n in names if not recipe.only or any(part in n for part in recipe.only)]
-    return [n for n in chosen if not any(part in n for part in recipe.exclude)]
-
-
 class _Plain(yaml.SafeDumper):
     def ignore_aliases(self, data: Any) -> bool:
         return True  # a weight that two models share is written twice
@@ -175,11 +164,14 @@ def _check(given: Mapping[str, Any]) -> None:
     seed = given.get("seed", 0)
     if isinstance(seed, bool) or not isinstance(seed, int):
         raise MergelibError(f"'seed' must be a whole number, not {seed!r}")
-    if not isinstance(given["normalize"], bool):
-        raise MergelibError(f"'normalize' must be true or false, not {given['normalize']!r}")
+    for key in ("normalize", "shared_rows"):
+        if not isinstance(given.get(key, False), bool):
+            raise MergelibError(f"{key!r} must be true or false, not {given[key]!r}")
     if given.get("dtype") not in (None, *DTYPES):
         raise MergelibError(unknown("dtype", given["dtype"], DTYPES))
     for key in ("only", "exclude"):
         value = given.get(key, [])
         if not isinstance(value, list) or not all(isinstance(each, str) for each in value):
-            raise MergelibError(f"{key!r} must be a list of parts of tensors' names, not {value!r}")
+            raise MergelibError(
+                f"{key!r} must be a list of patterns of tensors' names, not {value!r}"
+            )
