@@ -42,9 +42,9 @@ def measure(
     `base` is the pretrained model of all. `models` are models by name, or paths, which are named by
     what tells them apart. `metrics` are names of `METRICS` (default: the published ones of
     categories task vector, effective rank and subspace); columns come in the registry's order.
-    `edition` is "corrected" or "paper". `cache` is a folder that keeps what one more model needs, `device` where
-    to compute (cpu, cuda, auto). Of a CLIP the image tower is measured, or the `whole`; `only` and
-    `exclude` are patterns of tensors' names.
+    `edition` is "corrected" or "paper". `cache` is a folder that keeps what one more model needs,
+    `device` where to compute (cpu, cuda, auto). Of a CLIP the image tower is measured, or the
+    `whole`; `only` and `exclude` are patterns of tensors' names.
     Raises MergelibError for fewer than two models, other names or shapes than the base's, NaN, an
     unknown metric, edition or device, and a metric that wants data (activations, gradients).
 

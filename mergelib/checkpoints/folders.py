@@ -7,7 +7,7 @@ from pathlib import Path
 from mergelib.checkpoints.formats import open_weights
 from mergelib.checkpoints.weights import Weights
 from mergelib.core.errors import MergelibError
-from mergelib.core.store import read_json
+from mergelib.core.documents import read_mapping
 
 WEIGHTS = (
     "model.safetensors",
@@ -23,12 +23,7 @@ def config_of(path: Path) -> Mapping:
     Raises MergelibError, naming the file, if it is no JSON object.
     """
     file = path / "config.json"
-    if not file.is_file():
-        return {}
-    config = read_json(file)
-    if not isinstance(config, Mapping):
-        raise MergelibError(f"{file} holds no JSON object: copy it again")
-    return config
+    return read_mapping(file) if file.is_file() else {}
 
 
 def open_folder(path: Path, stack: ExitStack) -> Weights:
@@ -55,8 +50,7 @@ def open_folder(path: Path, stack: ExitStack) -> Weights:
 
 
 def _shards(index: Path, stack: ExitStack) -> Weights:
-    held = read_json(index)
-    where = held.get("weight_map") if isinstance(held, Mapping) else None
+    where = read_mapping(index).get("weight_map")
     if not isinstance(where, Mapping) or not where:
         raise MergelibError(f"{index} says no file for any tensor (weight_map): copy it again")
     for name, file in where.items():
