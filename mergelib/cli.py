@@ -23,6 +23,8 @@ VERBS = {
     "published": "the released tables in this project's schemas",
     "book": "run the chapters and build the HTML",
 }
+NO_MEMORY = ("allocate memory", "out of memory")
+LINE = 2000  # characters of a message, which may quote what a file holds
 
 
 def parser(asked: str | None = None) -> argparse.ArgumentParser:
@@ -100,10 +102,9 @@ def told(error: Exception) -> str:
     text = " ".join(str(error).split())
     kind = type(error).__name__
     if isinstance(error, MergelibError):
-        return text
-    if (
-        isinstance(error, MemoryError) or "allocate memory" in text or "out of memory" in text
-    ):  # torch has its own, RuntimeErrors
+        return text if len(text) < LINE else f"{text[:LINE]} …"
+    # torch has RuntimeErrors of its own
+    if isinstance(error, MemoryError) or any(words in text for words in NO_MEMORY):
         return f"the memory is not enough ({text or kind}): give less at a time"
     if isinstance(error, RecursionError):
         return f"an input is nested too deeply ({text}): write it flatter"

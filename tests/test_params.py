@@ -48,6 +48,8 @@ WRONG = {
     "method parameter": ({"methods": {"ties": {"density": 3}}}, "density"),
     "unknown method parameter": ({"methods": {"ties": {"k": 3}}}, "unknown ties parameter 'k'"),
     "list item": ({"tasks": ["braille", 3]}, r"tasks\[1\] must be str"),
+    "a name that leads elsewhere": ({"name": "../tiny"}, "name must be one of a folder"),
+    "the folder above as a name": ({"name": ".."}, "name must be one of a folder"),
     "one task": ({"tasks": ["braille"]}, "at least two"),
     "a task twice": ({"tasks": ["braille", "braille"]}, "twice"),
     "pool too large": ({"pool_per_task": 9}, "pool_per_task"),

@@ -3,12 +3,15 @@
 import hashlib
 import json
 import math
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+import safetensors.torch
 import torch
 
+from mergelib.core import atomic as atomically
 from mergelib.core import store
 from mergelib.core.atomic import atomic
 from mergelib.core.errors import MergelibError
@@ -90,3 +93,71 @@ def test_digest_tells_contents_apart():
 def test_file_digest_is_sha256(tmp_path):
     (tmp_path / "x").write_bytes(b"glyph")
     assert store.file_digest(tmp_path / "x") == hashlib.sha256(b"glyph").hexdigest()
+
+
+KINDS = [
+    "float64",
+    "float32",
+    "float16",
+    "bfloat16",
+    "int64",
+    "int32",
+    "int16",
+    "int8",
+    "uint8",
+    "bool",
+    "complex64",
+]
+
+
+def test_tensors_are_written_as_safetensors_writes_them(tmp_path):
+    tensors = {}
+    for i, kind in enumerate([*KINDS, "float8_e4m3fn", "float8_e5m2", "uint16", "uint64"]):
+        dtype = getattr(torch, kind)
+        tensors[f'{i} \u00fc"\\\n.w'] = torch.arange(3 * i + 3).reshape(3, -1).to(dtype)
+        tensors[f"{i} scalar"] = torch.ones((), dtype=dtype)
+        tensors[f"{i} empty"] = torch.zeros((0, 2), dtype=dtype)
+    for metadata in ({}, {"format": "pt\u2028"}):
+        store.save_tensors(tmp_path / "x", tensors, metadata)
+        assert (tmp_path / "x").read_bytes() == safetensors.torch.save(tensors, metadata)
+
+
+def test_tensors_that_share_memory_or_are_turned_come_back(tmp_path):
+    whole = torch.randn(4, 3)
+    tensors = {"whole": whole, "part": whole[1:], "turned": whole.T, "same": whole}
+    store.save_tensors(tmp_path / "x", tensors)
+    back = store.load_tensors(tmp_path / "x")
+    assert all(torch.equal(back[name], value) for name, value in tensors.items())
+
+
+@pytest.mark.parametrize("named", [False, True])
+def test_both_ways_put_files_in_place(tmp_path, named, monkeypatch):
+    if named:
+        monkeypatch.setattr(atomically, "_unnamed", lambda folder: None)
+    longest = tmp_path / ("n" * 255)
+    link = tmp_path / "link"
+    link.symlink_to(tmp_path / "nowhere")
+    for path in (longest, longest, link, tmp_path / "deep" / "x"):
+        before = path.read_bytes() if path.is_file() else b""
+        store.write_atomic(path, before + b"whole")
+        assert path.read_bytes() == before + b"whole" and not path.is_symlink()
+        assert path.stat().st_mode & 0o777 == 0o644
+    with pytest.raises(MergelibError, match="is there and no file"):
+        store.write_atomic(tmp_path / "deep", b"")
+    with pytest.raises(MergelibError, match="give a shorter name"):
+        store.write_atomic(tmp_path / ("n" * 256), b"")
+    with pytest.raises(MergelibError, match="cannot be written"):
+        store.write_atomic(longest / "x", b"")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["deep", "link", longest.name]
+
+
+def test_devices_are_not_replaced():
+    with pytest.raises(MergelibError, match="is there and no file"):
+        store.write_atomic(Path("/dev/null"), b"")
+    assert not Path("/dev/null").is_file()
+
+
+def test_a_table_of_another_suffix_is_refused(tmp_path):
+    with pytest.raises(MergelibError, match=r"t\.txt: .*\.csv or \.parquet"):
+        store.write_table(tmp_path / "t.txt", pd.DataFrame({"a": [1]}))
+    assert not list(tmp_path.iterdir())

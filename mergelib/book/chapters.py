@@ -14,6 +14,7 @@ from typing import Any
 from mergelib.book.notebooks import clean, read_notebook, write_notebook
 from mergelib.book.parameters import parameters
 from mergelib.core.errors import MergelibError
+from mergelib.core.interrupts import exit_on_interrupt
 from mergelib.core.store import write_atomic
 from mergelib.published.released import find_checkout
 
@@ -69,7 +70,7 @@ def run_changed(runs: Iterable[Run], jobs: int = 1) -> None:
             _run(run)
         return
     # Processes: a kernel's client wants the main thread, where an interrupt reaches it.
-    pool = ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"))
+    pool = ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), exit_on_interrupt)
     try:
         for done in [pool.submit(_run, run) for run in changed]:
             done.result()

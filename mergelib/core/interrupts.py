@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -36,6 +37,11 @@ class Signals:
             os.write(2, f"{self.line}\n".encode())
             os._exit(self.status)
         raise Interrupted
+
+
+def exit_on_interrupt() -> None:
+    """In a worker process: end at a Ctrl-C without a traceback, which its parent speaks of."""
+    signal.signal(signal.SIGINT, lambda number, frame: sys.exit(STATUS + number))
 
 
 def _importing(frame: FrameType | None) -> bool:

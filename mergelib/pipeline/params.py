@@ -145,6 +145,9 @@ def _rules(run: Run) -> dict[str, bool]:
         f"backbone {run.backbone} wants weights: a file, or a tag of open_clip such as openai": (
             bool(run.weights) or run.backbone == GLYPH_VIT
         ),
+        "name must be one of a folder, without /": (
+            Path(run.name).name == run.name and run.name not in ("", "..")
+        ),
         "tasks needs at least two names": len(run.tasks) >= 2,
         "tasks names a task twice": len(set(run.tasks)) == len(run.tasks),
         "methods needs at least one name": bool(run.methods),
