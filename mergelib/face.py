@@ -99,19 +99,16 @@ def merge(
 ) -> Any:
     """Models merged into one by a method of `METHODS`: its state dict, or where it was written.
 
-    All that the base holds comes back, under its own names. With `out` the merge is written there,
-    all of it or nothing, as the name says: `.safetensors`, `.pt`, or a model folder
-    (`mergelib.checkpoints.output.writing`; `max_shard_size`, say "5GB"), with the recipe; the path
-    is returned. `edition` sets the method's parameters: "corrected" (ours), "paper" (behind the
-    published numbers) or "original" (of the method's authors); `params` stand above it. `seed`
-    matters for random methods. `cache` is a folder of factors, which spare merges by tsv work. A
-    merge computes where the base is, or on `device` (cpu, cuda, auto).
-
-    `weights` multiply the task vectors: a number a model, or finer
-    (`mergelib.merging.weighting`); made 1 on average if `normalize` (by default for averages).
-    `only` and `exclude` are patterns of tensors to merge, or to leave as the base has them;
-    `shared_rows` merges tensors of unequal length over the rows that all have. `dtype` is the type
-    to write in (the base's). What a user may not expect is told by `MergelibNote` warnings.
+    All that the base holds comes back, under its names and in its types (or `dtype`). With `out` it
+    is written there, all of it or nothing, as the name says: `.safetensors`, `.pt`, or a model
+    folder (`mergelib.checkpoints.output.writing`; shards of `max_shard_size`, say "5GB"), with the
+    recipe. `edition` sets the method's parameters: "corrected" (ours), "paper" (behind the
+    published numbers) or "original" (of the method's authors); `params` stand above it. `seed` is
+    of random methods, `cache` a folder of factors that spare tsv work, `device` cpu, cuda or auto.
+    `weights` multiply the task vectors, a number a model or finer (`mergelib.merging.weighting`);
+    with `normalize` (default: for averages) they are made 1 on average. `only` and `exclude` are
+    patterns of tensors to merge, or to leave as the base's; `shared_rows` merges resized tensors
+    over the rows that all have. What may surprise is told by `MergelibNote` warnings.
     Raises MergelibError for an unknown method, edition, parameter or device, no model, tensors that
     do not fit or cannot be merged, NaN, a file that cannot be read and one that cannot be written.
 
@@ -124,36 +121,26 @@ def merge(
             [0.5000, 1.0000]])
     """
     from mergelib.merging import job
-    from mergelib.merging.recipe import AVERAGES, ModelSpec, Recipe
+    from mergelib.merging.recipe import asked
 
     if isinstance(models, (Mapping, str, Path, nn.Module)):
         raise MergelibError("the models must come as a list, even one alone: give [model]")
-    shares = weights or [1.0] * len(models)
-    if len(shares) != len(models):
-        raise MergelibError(f"{len(shares)} weights for {len(models)} models: give one a model")
-    even = weights is not None and (method in AVERAGES if normalize is None else normalize)
-    named = [str(model) if isinstance(model, str | Path) else job.UNNAMED for model in models]
-    recipe = Recipe(
-        str(base) if isinstance(base, str | Path) else job.UNNAMED,
-        [ModelSpec(name, share) for name, share in zip(named, shares, strict=True)],
+    recipe = asked(
+        job.path_of(base),
+        [job.path_of(model) for model in models],
         method,
-        params,
-        edition,
-        seed,
-        even,
-        dtype,
-        list(only),
-        list(exclude),
-        shared_rows,
+        weights,
+        normalize,
+        parameters=params,
+        edition=edition,
+        seed=seed,
+        dtype=dtype,
+        only=list(only),
+        exclude=list(exclude),
+        shared_rows=shared_rows,
     )
     sources = (_weights(base), [_weights(model) for model in models])
-    planned = job.prepare(recipe, None if out is None else Path(out), sources, device)
-    found = job.tensors(recipe, planned, None if cache is None else Path(cache))
-    if out is None:
-        state = dict(found)
-        return {name: state[name] for name in planned.spec}
-    job.write(recipe, planned, found, Path(out), max_shard_size)
-    return Path(out)
+    return job.merge(recipe, sources, out, cache, device, max_shard_size)
 
 
 def evaluate(

@@ -246,7 +246,11 @@ def test_the_commands_take_every_format(written, tmp_path, capsys):
     command = ["merge", "--base", base, "--models", *models, "--method", "weight_avg"]
     assert cli.main([*command, "--out", str(merged)]) == 0
     one, two = (load_tensors(path) for path in plain[1:])
-    for name, tensor in load_tensors(merged).items():
+    assert (
+        load_tensors(merged).keys()
+        == load_tensors(written["one_file", 0] / "model.safetensors").keys()
+    )
+    for name, tensor in read(merged).items():
         assert torch.allclose(tensor, (one[name] + two[name]) / 2, atol=1e-6), name
 
 

@@ -135,8 +135,11 @@ def test_devices_by_name(monkeypatch, files, capsys):
     with pytest.raises(MergelibError, match="unknown device 'gpu'"):
         find_device("gpu")
     base, *models = map(str, files)
-    given = ["--base", base, "--models", *models, "--out", f"{base}.out", "--device", "cuda"]
-    for verb in (["metrics"], ["merge", "--method", "tsv"]):
+    given = ["--base", base, "--models", *models, "--device", "cuda"]
+    for verb in (
+        ["metrics", "--out", f"{base}.csv"],
+        ["merge", "--method", "tsv", "--out", f"{base}.pt"],
+    ):
         assert main([*verb, *given]) == 2
         assert "torch sees no GPU" in capsys.readouterr().err
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)

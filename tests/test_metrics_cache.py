@@ -40,7 +40,7 @@ def work(monkeypatch):
     survey = weights.survey
 
     def counted(base, models, rows, fresh, device):
-        done["summaries"] += [models[t].stem for t in fresh]
+        done["summaries"] += [models[t].origin.stem for t in fresh]
         done["rows"].append(rows)
         return survey(base, models, rows, fresh, device)
 

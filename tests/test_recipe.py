@@ -13,15 +13,7 @@ from mergelib.core.yaml_files import parse_yaml
 from mergelib.merging.card import RECIPE_FILE, card, texts, told
 from mergelib.merging.layer import Layer
 from mergelib.merging.methods.dare import keep_mask
-from mergelib.merging.recipe import (
-    ModelSpec,
-    Recipe,
-    merged_names,
-    parse,
-    read,
-    to_yaml,
-    weights_of,
-)
+from mergelib.merging.recipe import ModelSpec, Recipe, parse, read, to_yaml, weights_of
 from mergelib.merging.registry import METHODS
 from mergelib.merging.weighting import checked, positions, value_at
 
@@ -71,11 +63,6 @@ def test_a_recipe_says_everything():
     assert recipe.models == [ModelSpec("a", 1.0), ModelSpec("b", 0.5)] and recipe.weighted
     assert (recipe.edition, recipe.seed, recipe.torch_dtype) == ("paper", 3, torch.bfloat16)
     assert recipe.settings == {"alpha": 2}
-    names = ["x.attn.weight", "x.attn.bias", "x.mlp.weight"]
-    assert merged_names(recipe, names) == ["x.attn.weight"]
-    assert merged_names(parsed(OURS), names) == names
-    with pytest.raises(MergelibError, match="'atn' is part of no tensor's name"):
-        merged_names(parsed(OURS, only=["atn"]), names)
 
 
 @pytest.mark.parametrize(

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from mergelib.checkpoints.formats import open_weights
 from mergelib.checkpoints.weights import Weights
-from mergelib.core.errors import MergelibError
 from mergelib.core.documents import read_mapping
+from mergelib.core.errors import MergelibError
 
 WEIGHTS = (
     "model.safetensors",

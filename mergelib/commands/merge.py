@@ -72,7 +72,7 @@ def _told(args: argparse.Namespace, planned: "Plan", recipe: "Recipe") -> str:
 
 def _recipe(args: argparse.Namespace) -> "Recipe":
     """The recipe that the arguments name, or are."""
-    from mergelib.merging.recipe import AVERAGES, ModelSpec, Recipe, read
+    from mergelib.merging.recipe import asked, read
 
     if args.recipe is not None:
         given = [f"--{name}" for name in ("base", *OF_RECIPE) if getattr(args, name)]
@@ -83,24 +83,18 @@ def _recipe(args: argparse.Namespace) -> "Recipe":
     for name in ("base", "models", "method"):
         if getattr(args, name) is None:
             raise MergelibError(f"--{name} is missing: give it, or --recipe")
-    weights = args.weights or [1.0] * len(args.models)
-    if len(weights) != len(args.models):
-        raise MergelibError(
-            f"{len(weights)} weights for {len(args.models)} models: give one a model"
-        )
-    models = [ModelSpec(str(m), w) for m, w in zip(args.models, weights, strict=True)]
-    return Recipe(
+    return asked(
         str(args.base),
-        models,
+        [str(model) for model in args.models],
         args.method,
-        dict(_assignment(text) for text in args.set),
-        args.edition,
-        args.seed,
-        args.weights is not None and args.method in AVERAGES,
-        args.dtype,
-        args.only,
-        args.exclude,
-        args.shared_rows,
+        args.weights,
+        parameters=dict(_assignment(text) for text in args.set),
+        edition=args.edition,
+        seed=args.seed,
+        dtype=args.dtype,
+        only=args.only,
+        exclude=args.exclude,
+        shared_rows=args.shared_rows,
     )
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 from tqdm import tqdm
@@ -23,6 +24,11 @@ from mergelib.merging.recipe import DTYPES, Recipe, to_yaml, weights_of
 from mergelib.merging.registry import METHODS
 
 UNNAMED = "in memory"  # a model that no path leads to: such a recipe is not written
+
+
+def path_of(model: object) -> str:
+    """The path of a model as a recipe has it."""
+    return str(model) if isinstance(model, str | Path) else UNNAMED
 
 
 def prepare(
@@ -100,3 +106,24 @@ def write(
             put(name, tensor)
     if known and not folder:
         write_atomic(out.with_name(f"{out.stem}.recipe.yaml"), to_yaml(recipe).encode())
+
+
+def merge(
+    recipe: Recipe,
+    sources: tuple[Source, Sequence[Source]] | None = None,
+    out: Path | str | None = None,
+    cache: Path | str | None = None,
+    device: str | None = None,
+    max_shard_size: int | str | None = None,
+) -> Any:
+    """The merged state dict, or with `out` the path that it was written to.
+
+    Raises MergelibError as `prepare`, `tensors` and `write` do.
+    """
+    planned = prepare(recipe, None if out is None else Path(out), sources, device)
+    found = tensors(recipe, planned, None if cache is None else Path(cache))
+    if out is None:
+        state = dict(found)
+        return {name: state[name] for name in planned.spec}
+    write(recipe, planned, found, Path(out), max_shard_size)
+    return Path(out)

@@ -14,7 +14,7 @@ task vectors. Files with mergekit's keys (`merge_method`) are read too (`mergeki
 passed over in silence.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -71,6 +71,29 @@ class Recipe:
     def weighted(self) -> bool:
         """Whether a weight is other than 1."""
         return any(model.weight != 1 for model in self.models)
+
+
+def asked(
+    base: str,
+    models: Sequence[str],
+    method: str,
+    weights: Sequence[Weight] | None = None,
+    normalize: bool | None = None,
+    **others: Any,
+) -> Recipe:
+    """The recipe of a call: without weights all are 1, and averages normalize those given.
+
+    Raises MergelibError for another number of weights than of models.
+    """
+    shares = [1.0] * len(models) if weights is None else weights
+    if len(shares) != len(models):
+        raise MergelibError(f"{len(shares)} weights for {len(models)} models: give one a model")
+    specs = [
+        ModelSpec(path, checked(share, f"the weight of {path}"))
+        for path, share in zip(models, shares, strict=True)
+    ]
+    even = weights is not None and (method in AVERAGES if normalize is None else normalize)
+    return Recipe(base, specs, method, normalize=even, **others)
 
 
 def read(path: Path | str) -> Recipe:

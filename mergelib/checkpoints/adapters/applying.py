@@ -180,6 +180,8 @@ def applied(adapter: Adapter, base: Weights) -> Weights:
             return None
         if name in placed.factors:
             return placed.low_rank(name)
+        if len(base.shapes[name]) < 2:
+            return None
         rows, columns = base.shapes[name][0], math.prod(base.shapes[name][1:])
         return torch.zeros(rows, 0).double(), torch.zeros(0, columns).double()
 

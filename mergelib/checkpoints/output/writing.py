@@ -24,6 +24,7 @@ from mergelib.checkpoints.formats import DTYPES
 from mergelib.checkpoints.output.casting import fitted
 from mergelib.checkpoints.output.companions import copy_companions, library
 from mergelib.checkpoints.output.shards import Spec, bytes_of, cut, index_of, size_in_bytes
+from mergelib.core.atomic import unwritten
 from mergelib.core.errors import MergelibError
 
 Put = Callable[[str, Tensor], None]
@@ -146,8 +147,10 @@ def _told(out: Path) -> Iterator[None]:
     """Tell what the system, or torch.save, could not write."""
     try:
         yield
-    except (OSError, RuntimeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else str(error).splitlines()[0]
+    except OSError as error:
+        raise unwritten(out, error) from None
+    except RuntimeError as error:
+        reason = str(error).splitlines()[0]
         raise MergelibError(
             f"{out} cannot be written ({reason}): check the room and the rights there"
         ) from None
