@@ -125,20 +125,10 @@ def merge(
 
     if isinstance(models, (Mapping, str, Path, nn.Module)):
         raise MergelibError("the models must come as a list, even one alone: give [model]")
-    recipe = asked(
-        job.path_of(base),
-        [job.path_of(model) for model in models],
-        method,
-        weights,
-        normalize,
-        parameters=params,
-        edition=edition,
-        seed=seed,
-        dtype=dtype,
-        only=list(only),
-        exclude=list(exclude),
-        shared_rows=shared_rows,
-    )
+    chosen = {"only": list(only), "exclude": list(exclude), "shared_rows": shared_rows}
+    set_to = {"parameters": params, "edition": edition, "seed": seed, "dtype": dtype}
+    paths = [job.path_of(model) for model in models]
+    recipe = asked(job.path_of(base), paths, method, weights, normalize, **set_to, **chosen)
     sources = (_weights(base), [_weights(model) for model in models])
     return job.merge(recipe, sources, out, cache, device, max_shard_size)
 

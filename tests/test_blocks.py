@@ -104,7 +104,7 @@ def test_a_large_tensor_is_never_read_whole(method, small):
     row = METHODS[method]
     params = {**row.corrected, **({"seed": 0} if row.random else {})}
     params |= {"surveyed": torch.ones(2)} if row.survey else {}
-    found = merged_tensor(row, read_layer("w", origin, others), params, torch.float32)
+    found = merged_tensor(row, read_layer("w", origin, others), params, torch.bfloat16)
     assert torch.equal(found, merge(base, tuned, method)["w"])
 
 

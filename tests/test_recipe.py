@@ -12,7 +12,7 @@ from mergelib.core.errors import MergelibError
 from mergelib.core.yaml_files import parse_yaml
 from mergelib.merging.card import RECIPE_FILE, card, texts, told
 from mergelib.merging.layer import Layer
-from mergelib.merging.methods.dare import keep_mask
+from mergelib.merging.methods.dare import draws, keep_mask
 from mergelib.merging.recipe import ModelSpec, Recipe, parse, read, to_yaml, weights_of
 from mergelib.merging.registry import METHODS
 from mergelib.merging.weighting import checked, positions, value_at
@@ -278,9 +278,9 @@ def merged(recipe, vectors, name="w"):
     row = weights_of(recipe, [name])[name]
     layer = Layer.of(torch.stack([w * v for w, v in zip(row, vectors, strict=True)]), name)
     method = METHODS[recipe.method]
-    return method.function(
-        layer, **method.check(recipe.settings), **({"seed": recipe.seed} if method.random else {})
-    )
+    params = method.check(recipe.settings) | ({"seed": recipe.seed} if method.random else {})
+    ((_, delta),) = method.blocks(layer, **params)
+    return delta
 
 
 @pytest.fixture(scope="module")
@@ -346,7 +346,7 @@ def test_dare_linear(vectors, normalize):
     assert recipe.parameters["drop_rate"] == 0.4
     expected = torch.zeros(6, 5, dtype=torch.float64)
     for t, weight in enumerate([0.5, 0.2, 0.9]):
-        expected += weight * vectors[t] * keep_mask((6, 5), 0.4, 4, "w", t) / 0.6
+        expected += weight * vectors[t] * keep_mask((6, 5), 0.4, draws(4, "w", t)) / 0.6
     near(merged(recipe, vectors), 1.5 * expected / (1.6 if normalize else 1))
 
 
