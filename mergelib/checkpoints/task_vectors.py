@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mergelib.checkpoints.reading import Source, opened_models, views
+from mergelib.checkpoints.reading import Source, View, opened_models, views
 from mergelib.checkpoints.weights import Weights
 from mergelib.core.errors import MergelibError
 from mergelib.core.threads import threaded
@@ -92,7 +92,8 @@ def sweep(
     Runs of tensors are worked on in parallel, one core each.
     Raises MergelibError as `opened_models` does.
     """
-    base, tuned = views(base, tuned)[:2]  # looked through once, not in every run
+    if not isinstance(base, View):
+        base, tuned, _ = views(base, tuned)  # looked through once, not in every run
     with opened_models(base, tuned) as (origin, _):
         runs = _runs({name: origin.shapes[name] for name in sorted(origin.floating)})
 
