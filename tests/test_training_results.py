@@ -1,6 +1,7 @@
 """What the study of fine-tuning rules says, against sums written out on made tables."""
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -96,6 +97,26 @@ def test_a_gain_is_the_mean_over_merges_less_the_controls_of_the_same_steps(held
         assert row["low"] < row["gain"] < row["high"]
         assert row["lost_low"] < row["lost"] < row["lost_high"]
     assert table.loc[("near", 0.5, 4), "low"] > 0 > table.loc[("far", 1.0, 4), "high"]
+
+
+def test_a_rule_of_fewer_seeds_is_compared_with_controls_of_the_same(held):
+    late, some = ("far", 1.0, 4), held.merges["seed"].isin(SEEDS[:1])
+    of_late = pd.MultiIndex.from_frame(held.merges[results.NAMED]).isin([late])
+    part = replace(held, merges=held.merges[~of_late | some])
+    alone = replace(held, merges=held.merges[some])
+    found, whole, first = (
+        results.gains(each, draws=30, seed=1).set_index(results.NAMED)
+        for each in (part, held, alone)
+    )
+    assert list(found.index) == list(whole.index)
+    assert found.loc[late, "seeds"] == 1 and whole.loc[late, "seeds"] == len(SEEDS)
+    pd.testing.assert_series_equal(found.loc[late], first.loc[late])
+    pd.testing.assert_frame_equal(found.drop(index=late), whole.drop(index=late))
+    first_method = results.by_method(part, late, draws=20)
+    pd.testing.assert_frame_equal(first_method, results.by_method(alone, late, draws=20))
+    lacking = held.merges["rule"] != "control"
+    with pytest.raises(MergelibError, match="lacks a control of"):
+        results.gains(replace(held, merges=held.merges[lacking]))
 
 
 def test_at_equal_accuracy_is_read_off_the_line_of_controls(held):

@@ -42,14 +42,17 @@ def open_folder(path: Path, stack: ExitStack) -> Weights:
         if (path / name).is_file():
             return open_weights(path / name, stack)
         if (path / f"{name}.index.json").is_file():
-            return _shards(path / f"{name}.index.json", stack)
+            return open_shards(path / f"{name}.index.json", stack)
+    there = sorted(each.name for each in path.iterdir())
+    held = f"it holds {', '.join(there[:5])}{', …' * (len(there) > 5)}" if there else "it is empty"
     raise MergelibError(
-        f"{path} has neither {' nor '.join(WEIGHTS[:2])}: give a model folder with its weights, or "
-        "a checkpoint file"
+        f"{path} has neither {' nor '.join(WEIGHTS[:2])} ({held}): give a model folder with its "
+        "weights, or a checkpoint file"
     )
 
 
-def _shards(index: Path, stack: ExitStack) -> Weights:
+def open_shards(index: Path, stack: ExitStack) -> Weights:
+    """The shards that an index file beside them names. Raises MergelibError as `open_folder`."""
     where = read_mapping(index).get("weight_map")
     if not isinstance(where, Mapping) or not where:
         raise MergelibError(f"{index} says no file for any tensor (weight_map): copy it again")

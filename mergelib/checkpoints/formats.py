@@ -63,15 +63,18 @@ def open_weights(path: Path, stack: ExitStack) -> Weights:
     pickled objects other than tensors.
     """
     if not path.is_file():
+        what = "is a link to nothing" if path.is_symlink() else "is missing"
         raise MergelibError(
-            f"{path} is missing: give the path of a safetensors, .pt, .pth, .bin or .ckpt file, or "
-            "of a Hugging Face folder"
+            f"{path} {what}: give the path of a safetensors, .pt, .pth, .bin or .ckpt file, or of "
+            "a model folder; a model of a hub is given by the folder that it was downloaded to"
         )
     with path.open("rb") as file:
         start = file.read(32)
     for mark, (what, mend) in OTHERS.items():
         if start.startswith(mark):
             raise MergelibError(f"{path} is {what}: {mend}")
+    if path.suffix == ".npz":
+        raise MergelibError(f"{path} is a numpy archive: save a state dict")
     if start.startswith(PICKLES) or (path.suffix in SUFFIXES and start[8:9] != b"{"):
         return _pickled(path)
     return _safetensors(path, stack)

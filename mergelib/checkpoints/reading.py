@@ -9,7 +9,7 @@ from torch import Tensor
 
 from mergelib.checkpoints.adapters.applying import applied
 from mergelib.checkpoints.adapters.files import is_adapter, is_adapter_folder, read_adapter
-from mergelib.checkpoints.folders import open_folder
+from mergelib.checkpoints.folders import open_folder, open_shards
 from mergelib.checkpoints.formats import open_weights
 from mergelib.checkpoints.layouts import BESIDE, Arranged, Layout, named, rearranged
 from mergelib.checkpoints.selection import Choice, Selection, matches, select
@@ -45,10 +45,13 @@ def raw(source: Source, label: str, stack: ExitStack, base: Weights | None = Non
     if isinstance(source, Mapping):
         return of_mapping(source, label or "the given tensors")
     path = Path(source)
-    if path.is_dir() and is_adapter_folder(path):
-        weights = None
-    else:
-        weights = open_folder(path, stack) if path.is_dir() else open_weights(path, stack)
+    weights = None
+    if path.name.endswith(".index.json") and path.is_file():
+        weights = open_shards(path, stack)
+    elif not path.is_dir():
+        weights = open_weights(path, stack)
+    elif not is_adapter_folder(path):
+        weights = open_folder(path, stack)
     if weights is not None and not is_adapter(weights.shapes):
         return weights
     if base is None:

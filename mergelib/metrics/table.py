@@ -112,11 +112,11 @@ def pairwise_of_checkpoints(
 def _check_moved(x: Inputs, labels: Sequence[str], whole: bool) -> None:
     """Tell of models that are the base; raise MergelibError if all are."""
     still = [label for label, norm in zip(labels, np.diagonal(x.gram), strict=True) if not norm]
-    of = "the tensors measured" if whole else "its image tower (all of it where it is no CLIP)"
+    of = "all that is measured" + ("" if whole else " (of a CLIP the image tower)")
     if len(still) == len(labels):
         raise MergelibError(
             f"every model is the base in {of}: there is nothing to measure; if text towers were "
             "tuned, measure whole models (--whole)"
         )
     if still:
-        tell([f"{label} is the base in {of}: its metrics say nothing" for label in still])
+        tell([f"model {label!r} is the base in {of}: its metrics say nothing" for label in still])

@@ -4,7 +4,7 @@ Every comparison is of the same seed, pair of tasks and method, against the cont
 number of steps, or against the curve of all controls at the same single-task accuracy.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -137,6 +137,26 @@ def at_equal_accuracy(raw: pd.DataFrame, single: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(out, columns=pd.MultiIndex.from_tuples(rules, names=NAMED))
 
 
+def of_same_seeds(table: pd.DataFrame) -> Iterator[tuple[int, pd.DataFrame]]:
+    """The table in parts, each of rules judged with the same seeds and the controls that have them.
+
+    With each the number of seeds. A study that goes on has more of them for some rules than for
+    others. Raises MergelibError for a rule without a control of its steps and seeds.
+    """
+    seeds = table.groupby(NAMED, sort=False)["seed"].agg(frozenset)
+    shared: dict[frozenset, list] = {}
+    for variant in seeds.index[seeds.index.get_level_values("rule") != CONTROL]:
+        control = seeds.get((CONTROL, 0.0, variant[2]), frozenset())
+        if not (both := seeds[variant] & control):
+            raise MergelibError(f"the study lacks a control of {variant}: run it to its end")
+        shared.setdefault(both, []).append(variant)
+    controls = [v for v in seeds.index if v[0] == CONTROL]
+    named = pd.MultiIndex.from_frame(table[NAMED])
+    for held, variants in shared.items():
+        wanted = [*variants, *(v for v in controls if seeds[v] >= held)]
+        yield len(held), table[named.isin(wanted) & table["seed"].isin(held)]
+
+
 def gains(results: Results, draws: int = 2000, seed: int = 0) -> pd.DataFrame:
     """Every judged variant: what it gains in merges and loses in single models, in fractions.
 
@@ -144,10 +164,20 @@ def gains(results: Results, draws: int = 2000, seed: int = 0) -> pd.DataFrame:
     control's, mean over methods, 95 % bootstrap interval over seeds and tasks); tuned, tuned_low,
     tuned_high (the same, both at their best scales); equal, equal_low, equal_high (over the
     controls at the same single-task accuracy); lost, lost_low, lost_high (single-task accuracy,
-    control minus rule); normalized (its gain); raw and single (both themselves).
+    control minus rule); normalized (its gain); raw and single (both themselves); seeds (how many
+    the comparison is over, those of the variant and its controls).
     """
+    parts = [
+        _gains(part, draws, seed).assign(seeds=count)
+        for count, part in of_same_seeds(results.merges)
+    ]
+    order = results.merges[NAMED].drop_duplicates()
+    return order.merge(pd.concat(parts), on=NAMED)
+
+
+def _gains(merges: pd.DataFrame, draws: int, seed: int) -> pd.DataFrame:
     drawn = {
-        value: means(results.merges, value, draws, seed)
+        value: means(merges, value, draws, seed)
         for value in ("raw", "tuned", "normalized", "single")
     }
     table = summarized(over_control(drawn["raw"])).rename(columns={"mean": "gain"})
@@ -173,8 +203,10 @@ def by_method(
     rows = []
     held = results.merges
     control = (CONTROL, 0.0, variant[2])
-    wanted = pd.MultiIndex.from_frame(held[NAMED]).isin([tuple(variant), control])
-    for method, part in held[wanted].groupby("method", sort=False):
+    named = pd.MultiIndex.from_frame(held[NAMED])
+    wanted = held[named.isin([tuple(variant), control])]
+    ((_, both),) = of_same_seeds(wanted)
+    for method, part in both.groupby("method", sort=False):
         row: dict[str, Any] = {"method": method}
         for value, name in (("raw", "gain"), ("tuned", "tuned")):
             found = summarized(over_control(means(part, value, draws, seed))).iloc[0]
@@ -217,13 +249,16 @@ def drivers(results: Results) -> pd.DataFrame:
     correlation over the pairs of a variant (each the mean over seeds); n_variants, n_pairs.
     """
     names = [c for c in results.metrics.columns if c not in (*NAMED, *UNIT)]
-    on = [*KEYS, *NAMED]
-    raw = results.merges.groupby(on, sort=False)["raw"].mean().unstack(NAMED)
-    gain = over_control(raw)
+
+    def change_of(table: pd.DataFrame, name: str) -> pd.DataFrame:
+        """By pair and variant, mean over the seeds that variant and control have in common."""
+        value = table.groupby([*UNIT, *NAMED], sort=False)[name].mean().unstack(NAMED)
+        return over_control(value).groupby(level=KEYS, sort=False).mean()
+
+    gain = change_of(results.merges, "raw")
     rows = []
     for name in names:
-        value = results.metrics.groupby(on, sort=False)[name].mean().unstack(NAMED)
-        change = over_control(value).reindex(index=gain.index, columns=gain.columns)
+        change = change_of(results.metrics, name).reindex(index=gain.index, columns=gain.columns)
         each = [change[c].corr(gain[c]) for c in gain.columns]
         across = change.mean().corr(gain.mean())
         rows.append((name, across, float(np.nanmean(each)), len(gain.columns), len(gain)))
