@@ -196,6 +196,8 @@ def merged(
                 part = origin.layout[name].names[0]
                 tensor = torch.cat([tensor, origin.own.get(part)[rows:].to(tensor)])
             for own, piece in origin.under_own_names(name, tensor):
+                if piece.numel() < tensor.numel() or not piece.is_contiguous():
+                    piece = piece.clone(memory_format=torch.contiguous_format)  # its own memory
                 yield own, piece.to(planned.spec[own][0])
         for own in planned.kept:
             yield own, origin.own.get(own).to(planned.spec[own][0]).clone()
