@@ -1,6 +1,7 @@
 """One model in every layout that its libraries write: the same metrics and the same merges."""
 
 import itertools
+import json
 
 import numpy as np
 import pytest
@@ -12,8 +13,10 @@ from mergelib.checkpoints.layouts import layout_of
 from mergelib.checkpoints.reading import opened
 from mergelib.core.errors import MergelibError
 from mergelib.core.store import load_tensors
+from mergelib.merging import layer
 from mergelib.merging.engine import merge
 from mergelib.merging.registry import METHODS
+from mergelib.metrics.registry import METRICS
 from mergelib.metrics.table import pairwise_of_checkpoints, weight_metrics
 
 pytestmark = pytest.mark.numeric
@@ -172,3 +175,59 @@ def test_directories_of_either_library_version(clips, tmp_path):
     five = write_directory(tmp_path / "five", vision(clips[0], ""), kind="clip_vision_model")
     four = write_directory(tmp_path / "four", vision(clips[0], "vision_model."))
     assert canonical(five).keys() == canonical(four).keys()
+
+
+@pytest.fixture(scope="module")
+def adapters(tmp_path_factory):
+    """A CLIP in Hugging Face's layout, LoRA adapters of it, and the models that these make."""
+    folder = tmp_path_factory.mktemp("adapters")
+    base = hugging_face(make_clip(0))
+    generator = torch.Generator().manual_seed(2)
+    save_file(base, folder / "base.safetensors")
+    tuned = [n for n in base if n.endswith(("q_proj.weight", "v_proj.weight", "fc1.weight"))]
+    models = []
+    for name in "ab":
+        factors, model = {}, {n: t.double() for n, t in base.items()}
+        for each in tuned:
+            m, n = base[each].shape
+            a = 0.3 * torch.randn(3, n, generator=generator)
+            b = 0.3 * torch.randn(m, 3, generator=generator)
+            start = f"base_model.model.{each.removesuffix('.weight')}"
+            factors |= {f"{start}.lora_A.weight": a, f"{start}.lora_B.weight": b}
+            model[each] = model[each] + 2 * b.double() @ a.double()  # alpha / r
+        (folder / name).mkdir()
+        save_file(factors, folder / name / "adapter_model.safetensors")
+        config = {"peft_type": "LORA", "r": 3, "lora_alpha": 6}
+        (folder / name / "adapter_config.json").write_text(json.dumps(config))
+        models.append(model)
+    return folder, base, models
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_an_adapter_merges_as_the_model_that_it_makes(adapters, method):
+    folder, base, models = adapters
+    expected = merge(base, models, method)
+    found = merge(folder / "base.safetensors", [folder / "a", folder / "b"], method)
+    assert found.keys() == expected.keys()
+    for name, tensor in expected.items():
+        assert torch.allclose(found[name], tensor, rtol=1e-5, atol=1e-5), name
+
+
+def test_an_adapter_measures_as_the_model_that_it_makes(adapters):
+    folder, base, models = adapters
+    # Subspaces of ten directions, of which an adapter has three, end in arbitrary ones.
+    names = [
+        n for n in weight_metrics() if METRICS[n].category in ("task_vector", "effective_rank")
+    ]
+    expected = pairwise_of_checkpoints(base, dict(zip("ab", models, strict=True)), names)
+    files = {name: folder / name for name in "ab"}
+    found = pairwise_of_checkpoints(folder / "base.safetensors", files, names)
+    np.testing.assert_allclose(found.iloc[:, 2:], expected.iloc[:, 2:], rtol=1e-5, atol=1e-9)
+
+
+def test_an_adapter_stays_factored(adapters, monkeypatch):
+    folder, base, _ = adapters
+    asked = []
+    monkeypatch.setattr(layer, "triplets", lambda *given: asked.append(given))
+    merge(folder / "base.safetensors", [folder / "a", folder / "b"], "tsv")
+    assert not asked  # no decomposition of a whole matrix
