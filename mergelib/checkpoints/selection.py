@@ -39,13 +39,12 @@ class Choice:
 
 @dataclass(frozen=True)
 class Selection:
-    """`taken`: names of the tensors that all models have, with how many rows of them.
+    """`taken`: names of the tensors that all models have, with how many rows of them (None: all).
 
-    `kept`: those of the base that stay as they are. `notes`: what a user should know, a line each.
+    `notes`: what a user should know, a line each.
     """
 
     taken: Mapping[str, int | None]
-    kept: tuple[str, ...]
     notes: tuple[str, ...]
 
 
@@ -83,13 +82,11 @@ def select(origin: Arranged, others: Sequence[Arranged], choice: Choice) -> Sele
             )
         else:
             _check_integers(name, origin, others)
-    _refuse_strangers(origin, others)
+    _refuse_strangers(origin, others, choice)
     _check_patterns(origin, others, choice)
     if left:
         notes.append(f"as the base has them, by --only or --exclude: {_listed(left)}")
-    empty = [name for name in taken if 0 in origin.shapes[name]]
-    kept = tuple(name for name in origin.shapes if name not in taken or name in empty)
-    taken = {name: rows for name, rows in taken.items() if name not in empty}
+    taken = {name: rows for name, rows in taken.items() if 0 not in origin.shapes[name]}
     for name, rows in taken.items():
         if rows is not None:
             notes.append(f"{name}: the first {rows} rows, which all have; others as the base's")
@@ -98,7 +95,7 @@ def select(origin: Arranged, others: Sequence[Arranged], choice: Choice) -> Sele
             f"{origin.label} holds no floating point tensor that is asked for and that all models "
             "have: check the files, and --only and --exclude"
         )
-    return Selection(taken, kept, tuple(notes))
+    return Selection(taken, tuple(notes))
 
 
 def _all_have(name: str, origin: Arranged, others: Sequence[Arranged], notes: list[str]) -> bool:
@@ -203,10 +200,11 @@ def _narrow(weights: Weights) -> Iterator[str]:
             yield name
 
 
-def _refuse_strangers(origin: Weights, others: Sequence[Arranged]) -> None:
-    """Raise MergelibError for tensors that the base lacks and that were not excluded."""
+def _refuse_strangers(origin: Weights, others: Sequence[Arranged], choice: Choice) -> None:
+    """Raise MergelibError for tensors that are asked for and that the base lacks."""
     for other in others:
-        own = [n for n in other.shapes if n not in origin.shapes]
+        own = [n for n, parts in other.layout.items() if choice.takes(n, *parts.names)]
+        own = [n for n in own if n not in origin.shapes]
         own = [n for n in own if n.rpartition(".")[2] not in COUNTERS]
         if own:
             raise MergelibError(
