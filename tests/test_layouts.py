@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -9,8 +10,9 @@ import torch
 from safetensors.torch import save_file
 from test_checkpoints import literal_hugging_face, make_clip, write_directory
 
+from mergelib.checkpoints.digests import content_digests
 from mergelib.checkpoints.layouts import layout_of
-from mergelib.checkpoints.reading import opened
+from mergelib.checkpoints.reading import opened, views
 from mergelib.core.errors import MergelibError
 from mergelib.core.store import load_tensors
 from mergelib.merging import layer
@@ -231,3 +233,15 @@ def test_an_adapter_stays_factored(adapters, monkeypatch):
     monkeypatch.setattr(layer, "triplets", lambda *given: asked.append(given))
     merge(folder / "base.safetensors", [folder / "a", folder / "b"], "tsv")
     assert not asked  # no decomposition of a whole matrix
+
+
+def test_kept_factors_know_the_scale_of_an_adapter(adapters, tmp_path):
+    folder, _, _ = adapters
+    shutil.copytree(folder / "a", tmp_path / "a")
+    file, config = (tmp_path / "a" / f"adapter_{n}" for n in ("model.safetensors", "config.json"))
+    found = []
+    for alpha in (6, 3):
+        config.write_text(json.dumps({"peft_type": "LORA", "r": 3, "lora_alpha": alpha}))
+        _, (view,), _ = views(folder / "base.safetensors", [file], whole=True)
+        found += content_digests(tmp_path / "kept", [view])
+    assert len(set(found)) == 2

@@ -36,7 +36,8 @@ def content_digests(folder: Path, sources: Sequence[Source]) -> list[str]:
 
 def _remembered(folder: Path, source: Source) -> str:
     origin = source.origin if isinstance(source, View) else source
-    if isinstance(origin, Mapping) or not Path(origin).is_file():
+    adapter = isinstance(source, View) and source.base is not None  # of which this is a part
+    if adapter or isinstance(origin, Mapping) or not Path(origin).is_file():
         return content_digest(source)
     path = Path(origin).resolve()
     stat = path.stat()
