@@ -281,8 +281,9 @@ def test_a_damaged_file_is_named_and_nothing_is_written(checkout, tmp_path, path
 
 
 def test_a_folder_that_is_no_checkout_is_refused(tmp_path):
+    (tmp_path / "none").mkdir()
     with pytest.raises(MergelibError, match="git checkout d8068e73"):
-        call(["--from", tmp_path, "--to", tmp_path / "out"])
+        call(["--from", tmp_path / "none", "--to", tmp_path / "out"])
 
 
 def test_a_checkout_is_found_where_it_is_named_or_lies(tmp_path, monkeypatch):
