@@ -1,8 +1,11 @@
 """`mergelib extract`: a fine-tuned model as a LoRA adapter of its base."""
 
 import argparse
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from mergelib.core.outputs import check_output
 
 if TYPE_CHECKING:
     from mergelib.checkpoints.output.extracting import Extracted
@@ -36,11 +39,12 @@ def run(args: argparse.Namespace) -> None:
     """Write the adapter's folder, and say what it keeps and what it does not."""
     import torch
 
-    from mergelib.checkpoints.adapters.files import open_raw
     from mergelib.checkpoints.output.adapter_folder import check_free, write_adapter
     from mergelib.checkpoints.output.extracting import EMBEDDINGS, Wanted, extract
+    from mergelib.checkpoints.reading import raw
 
     check_free(args.out)
+    check_output(args.out, [args.base, args.model], folder=True)
     wanted = Wanted(
         args.rank,
         args.alpha,
@@ -51,7 +55,8 @@ def run(args: argparse.Namespace) -> None:
         args.fan_in_fan_out,
         getattr(torch, args.dtype),
     )
-    with open_raw(args.base) as base, open_raw(args.model) as model:
+    with ExitStack() as stack:
+        base, model = (raw(path, "", stack) for path in (args.base, args.model))
         found = extract(base, model, wanted)
     write_adapter(args.out, found.tensors, found.config)
     print("\n".join(_lines(args.out, found)))

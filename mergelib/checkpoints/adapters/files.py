@@ -1,8 +1,8 @@
 """Files of LoRA adapters, PEFT's or kohya's, read; what is no plain LoRA is refused by name."""
 
 import re
-from collections.abc import Collection, Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Collection, Iterable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,7 +11,6 @@ from torch import Tensor
 
 from mergelib.checkpoints.adapters.applying import Adapter, Factors
 from mergelib.checkpoints.adapters.config import INNER, Settings, read_settings
-from mergelib.checkpoints.folders import open_folder
 from mergelib.checkpoints.formats import open_weights
 from mergelib.checkpoints.weights import Weights
 from mergelib.core.errors import MergelibError
@@ -46,13 +45,6 @@ OTHERS = {
 }
 
 
-@contextmanager
-def open_raw(path: Path) -> Iterator[Weights]:
-    """A checkpoint under its own names. Raises MergelibError as `formats.open_weights` does."""
-    with ExitStack() as stack:
-        yield open_folder(path, stack) if path.is_dir() else open_weights(path, stack)
-
-
 def is_adapter(names: Iterable[str]) -> bool:
     """Whether tensors of these names are an adapter's (of any kind), no model's."""
     return any(_factor(name) or _other_kind(name) for name in names)
@@ -85,8 +77,8 @@ def read_adapter(path: Path | str) -> Adapter:
         file, config = path, path.parent / CONFIG
     known = path.is_dir() or (path.name in WEIGHTS and config.is_file())
     settings = read_settings(config) if known else None
-    with open_raw(file) as weights:
-        return _adapter(weights, settings, str(path))
+    with ExitStack() as stack:
+        return _adapter(open_weights(file, stack), settings, str(path))
 
 
 def _factor(name: str) -> re.Match[str] | None:

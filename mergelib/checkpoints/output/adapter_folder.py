@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from mergelib.checkpoints.adapters.files import CONFIG, WEIGHTS
+from mergelib.core.atomic import unwritten
 from mergelib.core.errors import MergelibError
 from mergelib.core.store import save_tensors, write_json
 
@@ -36,6 +37,4 @@ def write_adapter(folder: Path, tensors: Mapping[str, Tensor], config: Mapping[s
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
     except OSError as error:
-        raise MergelibError(
-            f"{folder} cannot be written ({error.strerror}): give a folder that can"
-        ) from None
+        raise unwritten(folder, error) from None

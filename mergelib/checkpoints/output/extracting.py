@@ -3,13 +3,13 @@
 import re
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
-from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from mergelib.checkpoints.adapters.files import PREFIX
+from mergelib.checkpoints.selection import matches
 from mergelib.checkpoints.task_vectors import difference
 from mergelib.checkpoints.weights import Weights, check_same
 from mergelib.core.errors import MergelibError
@@ -39,7 +39,7 @@ class Wanted:
 
     def takes(self, name: str) -> bool:
         """Whether a tensor is asked for."""
-        return _fits(name, self.only) and not _fits(name, self.exclude)
+        return matches(self.only, [name]) and not matches(self.exclude, [name])
 
 
 @dataclass
@@ -62,10 +62,6 @@ class Extracted:
     def kept_share(self) -> float:
         """The share of ‖τ‖² that the adapter keeps."""
         return sum(self.kept.values()) / sum(self.squares.values())
-
-
-def _fits(name: str, patterns: Sequence[str]) -> bool:
-    return any(fnmatchcase(name, pattern) for pattern in patterns)
 
 
 def extract(base: Weights, model: Weights, wanted: Wanted) -> Extracted:
@@ -134,7 +130,7 @@ def _check(wanted: Wanted, base: Weights) -> None:
         ("module", asked, modules),
     ):
         for pattern in patterns:
-            if not any(fnmatchcase(name, pattern) for name in names):
+            if not matches([pattern], names):
                 raise MergelibError(
                     f"the pattern {pattern!r} fits no {what} of {base.label}, such as "
                     f"{min(names, default=None)!r}: mend it"
@@ -220,7 +216,7 @@ def _targets(modules: Collection[str], names: Iterable[str]) -> list[str] | str:
 
 def _is_embedding(name: str, base: Weights, wanted: Wanted) -> bool:
     module = _parts(name)[0]  # an embedding has no bias
-    fits = _fits(module, wanted.embeddings) and f"{module}.bias" not in base.shapes
+    fits = matches(wanted.embeddings, [module]) and f"{module}.bias" not in base.shapes
     return len(base.shapes[name]) == 2 and fits
 
 
