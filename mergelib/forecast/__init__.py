@@ -1,1 +1,1 @@
-"""Will these models merge? What is left of every skill, from weights, accuracies and a few images."""
+"""Will these models merge? What is left of every skill: from weights, accuracies, few images."""
