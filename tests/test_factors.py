@@ -157,7 +157,7 @@ def test_scale_does_not_matter():
 
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("rank", [None, 4])
-@pytest.mark.parametrize("low", [-2, -7])
+@pytest.mark.parametrize("low", [0, -2, -7])
 def test_thin_factors(shape, rank, low):
     matrix = with_spectrum(*shape, np.logspace(0, low, min(shape)))
     u, s, v = (part.numpy() for part in thin_factors(torch.from_numpy(matrix), rank))

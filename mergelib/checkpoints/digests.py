@@ -1,6 +1,7 @@
 """What checkpoints hold, as digests that name files made from them, whatever path or format."""
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor
 
 from mergelib.checkpoints.reading import Source, View, opened
 from mergelib.core.store import digest, read_json, write_json
+from mergelib.core.threads import threaded
 
 
 def content_digest(source: Source) -> str:
@@ -31,7 +33,7 @@ def content_digests(folder: Path, sources: Sequence[Source]) -> list[str]:
     By path, size and time of change, as reading twenty models only to learn that they are the same
     takes longer than the metrics of one more.
     """
-    return [_remembered(Path(folder), source) for source in sources]
+    return list(threaded(partial(_remembered, Path(folder)), sources))
 
 
 def _remembered(folder: Path, source: Source) -> str:

@@ -27,7 +27,8 @@ def kth_magnitude(pieces: Callable[[], Iterable[Tensor]], size: int, place: int)
         place -= int(totals[digit]) - inside
         found, shift = found << DIGIT | digit, shift - DIGIT
     if shift:
-        found = _smallest(torch.cat([_within(piece, shift, found) for piece in pieces()]), place)
+        left = [_within(piece, shift, found) for piece in pieces()]
+        found = _smallest(left[0] if len(left) == 1 else torch.cat(left), place)
     return _as_float(found)
 
 

@@ -10,9 +10,8 @@ from torch import Tensor
 from mergelib.core.errors import MergelibError
 from mergelib.linalg.polar import is_matrix, triplets
 
-BLOCK = (
-    2**19
-)  # entries that are worked on at a time: more are no faster, fewer open files too often
+# entries that are worked on at a time: more are no faster, fewer open files too often
+BLOCK = 2**19
 
 
 Triplets = tuple[Tensor, Tensor, Tensor]  # U (m, r), s (r,), V (n, r)
@@ -59,17 +58,17 @@ class Layer(Sequence[Tensor]):
             raise MergelibError(f"the task vectors of {self.name!r} were given without their base")
         return self._origin()
 
-    def blocks(self) -> Iterator["Layer"]:
-        """Layers of the tensor's rows, in order, of at most BLOCK entries or of one row.
+    def blocks(self, most: int | None = None) -> Iterator["Layer"]:
+        """Layers of the tensor's rows, in order, of at most `most` (BLOCK) entries or of one row.
 
         It is the layer itself where that is small. What a block has read is let go with it.
         """
-        size = math.prod(self.shape)
+        size, most = math.prod(self.shape), most or BLOCK
         if size <= BLOCK or self._narrow is None:
             yield self
             return
         count = self.shape[0]
-        step = max(1, BLOCK * count // size)
+        step = max(1, most * count // size)
         for begin in range(0, count, step):
             yield self._narrow(slice(begin, min(begin + step, count)))
 
