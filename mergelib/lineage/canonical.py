@@ -11,9 +11,9 @@ from scipy.linalg import solve_sylvester
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from mergelib.checkpoints.reading import Source, opened_models, views
+from mergelib.checkpoints.reading import Source, opened_models
 from mergelib.core.errors import MergelibError
-from mergelib.lineage.detect import is_rewritten
+from mergelib.lineage.detect import as_views, is_rewritten
 from mergelib.lineage.heads import heads_of
 from mergelib.lineage.invariants import compare
 from mergelib.lineage.symmetries import parts, read, rewritten
@@ -33,7 +33,7 @@ def canonicalize(base: Source, model: Source, heads: int | None = None) -> dict[
     where the model is as far from the base afterwards, and as `views` does.
     Source: the inverse of MergeLock (arXiv 2509.01548); Gauss-Newton of ours (`aligned`).
     """
-    first, (shown,), _ = views(base, [model], whole=True)
+    first, (shown,) = as_views(base, [model])
     with opened_models(first, [shown]) as (origin, (weights,)):
         new = []
         for part in parts(origin.shapes):

@@ -120,25 +120,21 @@ def _part(
     return Part(name, attention, (*rows, Rows(f"{out}weight", flips=True)))
 
 
-def read(weights: Weights, part: Part, columns: Tensor | None = None) -> list[Tensor]:
-    """The matrices of a part, float64 on the CPU: (r, d), with a column more where there is a bias.
+def read(
+    weights: Weights, part: Part, columns: int | None = None, dtype: torch.dtype = torch.float64
+) -> list[Tensor]:
+    """The matrices of a part, on the CPU: (r, d), with a column more where there is a bias.
 
-    `columns` asks for some of the d columns only. Raises MergelibError if what was asked for is not
-    finite.
+    `columns`: only so many of the d. Entries that are not finite are not refused here.
     """
     found = []
     for each in part.rows:
         tensor = weights.get(each.weight).detach()
         tensor = _third(tensor.T if each.flips else tensor, each)
-        matrix = (
-            (tensor if columns is None else tensor[:, columns.to(tensor.device)]).double().cpu()
-        )
+        matrix = tensor[:, :columns].to("cpu", dtype)
         if each.bias is not None:
-            bias = _third(weights.get(each.bias).detach(), each).double().cpu()
+            bias = _third(weights.get(each.bias).detach(), each).to("cpu", dtype)
             matrix = torch.cat([matrix, bias[:, None]], dim=1)
-        if not matrix.isfinite().all():
-            for name in part.tensors:
-                weights.read(name)  # which tells its name
         found.append(matrix)
     return found
 
