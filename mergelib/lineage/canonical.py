@@ -31,6 +31,10 @@ def canonicalize(base: Source, model: Source, heads: int | None = None) -> dict[
     their products), then per head min over A of ‖AᵀL − L0‖² + ‖A⁻¹R − R0‖². `heads`: of all
     layers, where neither config nor layout says. Raises MergelibError where they are not known, or
     where the model is as far from the base afterwards, and as `views` does.
+
+    What comes out is not the model before its lock, but what is nearest to the base of all that
+    compute the same: for the twenty glyph experts 11 to 14 % of ‖τ‖ away from it, τ's own part
+    along the symmetries.
     Source: the inverse of MergeLock (arXiv 2509.01548); Gauss-Newton of ours (`aligned`).
     """
     first, (shown,) = as_views(base, [model])

@@ -86,7 +86,8 @@ def pairwise_of_checkpoints(
     more model costs its own pass. A model that is of another base, reparameterised or equal to
     another one is told of (`mergelib.lineage`), and measured. `device` is where factors and Gram
     matrices are computed. Raises MergelibError for fewer than two models, one given twice, where no
-    model differs from the base, an unknown metric or edition, and as `mergelib.checkpoints.task_vectors.task_vectors` does.
+    model differs from the base, an unknown metric or edition, and as
+    `mergelib.checkpoints.task_vectors.task_vectors` does.
     """
     check_edition(edition)
     names = weight_metrics() if names is None else [METRICS[name].name for name in names]
