@@ -142,6 +142,8 @@ def test_equal_models_are_found_in_any_layout(base, experts, tmp_path):
     assert "b.pt" in str(found[1])
     last = {**experts[0], "proj": experts[0]["proj"] + 1e-6}
     assert findings(base, [experts[0], last]) == []
+    wide = {n: t.double() for n, t in base.items()}  # the same numbers in another type
+    assert [each.kind for each in findings(base, [wide])] == ["equal_to_base"]
 
 
 def swapped(state, name, rows, axis=0):
@@ -160,6 +162,7 @@ def test_a_part_of_a_lock_is_found(base, experts):
         one[name] = torch.cat([part[heads] for part in one[name].chunk(3)])
     one[f"{block}attn.out_proj.weight"] = one[f"{block}attn.out_proj.weight"][:, heads]
     (found,) = findings(base, [one])
+    assert far(canonicalize(base, one), experts[0]) < 0.25 * far(experts[0], base)
     assert found.kind == "reparameterised"
     assert set(found.tensors) == set(attention) - {f"{block}attn.out_proj.bias"}
 
@@ -250,7 +253,8 @@ def test_canonicalized_models_merge_like_the_unlocked(base, experts, backbone, i
     assert far(back, twice) < 1e-3 * step  # one representative of all that compute the same
     for method in ("weight_avg", "arithmetic", "tsv"):
         before, locks, after = (merge(base, [m, other], method) for m in (expert, one, back))
-        assert far(after, before) < 0.25 * far(before, base) < far(locks, before)
+        share = 0.5 if method == "tsv" else 0.25  # it makes all directions equally long
+        assert far(after, before) < share * far(before, base) < far(locks, before)
     assert all(torch.equal(canonicalize(base, expert)[n], expert[n]) for n in expert)
 
 
@@ -321,7 +325,7 @@ OTHERS = {
     "DINOv2": (lambda: transformers.Dinov2Model(transformers.Dinov2Config(**SMALL)), (2, 2)),
     "SigLIP": (
         lambda: transformers.SiglipVisionModel(transformers.SiglipVisionConfig(**SMALL)),
-        (2, 2),
+        (3, 3),  # the pooling at its end is another block
     ),
     "BERT": (lambda: transformers.BertModel(transformers.BertConfig(**SMALL)), (2, 2)),
     "Llama, heads that share K and V": (

@@ -14,7 +14,7 @@ from torch import Tensor
 from mergelib.checkpoints.reading import Source, opened_models
 from mergelib.core.errors import MergelibError
 from mergelib.lineage.detect import as_views, is_rewritten
-from mergelib.lineage.heads import heads_of
+from mergelib.lineage.heads import find_heads, heads_of
 from mergelib.lineage.invariants import compare
 from mergelib.lineage.symmetries import parts, read, rewritten
 
@@ -42,11 +42,12 @@ def canonicalize(base: Source, model: Source, heads: int | None = None) -> dict[
         new = []
         for part in parts(origin.shapes):
             start, tuned = read(origin, part), read(weights, part)
-            if not is_rewritten(compare(part.attention, start, tuned, heads)):
+            asked = ([first, shown], part, len(start[0]), heads)
+            count = find_heads(*asked) if part.attention else None
+            if not is_rewritten(compare(part.attention, start, tuned, count)):
                 continue
-            count = 1
             if part.attention:
-                count = heads_of([first, shown], part, len(start[0]), heads)
+                count = heads_of(*asked)
                 undone = _attention(start, tuned, count)
             else:
                 undone = _perceptron(start, tuned)

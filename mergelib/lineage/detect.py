@@ -18,7 +18,7 @@ from mergelib.checkpoints.output.shards import bytes_of
 from mergelib.checkpoints.reading import Source, View, opened, opened_models, views
 from mergelib.core.threads import threaded
 from mergelib.lineage.equality import equal
-from mergelib.lineage.heads import known_heads
+from mergelib.lineage.heads import find_heads
 from mergelib.lineage.invariants import SMALL, Change, compare
 from mergelib.lineage.symmetries import Part, parts, read
 
@@ -75,9 +75,9 @@ class Finding:
 def findings(base: Source, models: Sequence[Source]) -> list[Finding]:
     """What is wrong with models as descendants of a base; nothing for those that are.
 
-    Equality is of all tensors, to the bit. A part is foreign where what it computes is farther from
-    the base's than d = 1/2, reparameterised where its weights moved twice as far, relatively, as
-    what they compute. Adapters, which come with their base, and models without known parts are
+    Equality is of all numbers, whatever their types. A part is foreign where what it computes is
+    farther from the base's than d = 1/2, reparameterised where its weights moved twice as far,
+    relatively, as what they compute. Adapters, which come with their base, and models without known parts are
     checked for equality only; heads that share K and V, and units of a gated perceptron that are
     rescaled, are not checked. Raises MergelibError as `opened_models` does, for NaN, and for a
     config whose heads do not fit.
@@ -148,7 +148,7 @@ def _changes(base: Source, models: Sequence[Source]) -> list[Changes]:
 
     def of_run(run: Sequence[Part]) -> list[tuple[Part, list[list[Change]]]]:
         with opened_models(base, models) as (origin, others), torch.no_grad():
-            return [(part, _of_part(base, origin, others, part)) for part in run]
+            return [(part, _of_part([base, *models], origin, others, part)) for part in run]
 
     found: list[Changes] = [[] for _ in models]
     for done in threaded(of_run, runs):
@@ -172,11 +172,11 @@ def _runs(origin: Arranged, copies: int) -> list[list[Part]]:
 
 
 def _of_part(
-    base: Source, origin: Arranged, others: Sequence[Arranged], part: Part
+    sources: Sequence[Source], origin: Arranged, others: Sequence[Arranged], part: Part
 ) -> list[list[Change]]:
     """How far one part of each model is from the base's."""
     rows, _ = part.size(origin.shapes)
-    heads = known_heads(base, part, rows) if part.attention else None
+    heads = find_heads(sources, part, rows) if part.attention else None
     start = read(origin, part, COLUMNS, torch.float32)
     found = []
     for other in others:

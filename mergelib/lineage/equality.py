@@ -10,7 +10,7 @@ RUN = 16  # tensors between openings, as pages of a mapped file count as memory 
 
 
 def equal(sources: Sequence[Source]) -> list[list[int]]:
-    """The places of sources that hold equal tensors, to the bit, in groups of two and more.
+    """The places of sources that hold equal numbers, in groups of two and more.
 
     All show the same names. Groups are split tensor by tensor, small ones first, until none is
     left: models that differ do so in the first few.
@@ -34,5 +34,6 @@ def _split(
     held: dict[tuple[str, ...], list[int]] = {}
     for k in group:
         with opened(sources[k]) as weights:
-            held.setdefault(tuple(tensor_digest(weights.get(n)) for n in names), []).append(k)
+            numbers = tuple(tensor_digest(weights.get(name).double()) for name in names)
+            held.setdefault(numbers, []).append(k)
     return list(held.values())

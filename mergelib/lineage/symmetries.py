@@ -19,6 +19,7 @@ from mergelib.checkpoints.weights import Weights
 # Names of a block's tensors after its prefix: three projections, or one that stacks them, and out.
 ATTENTION = (
     (("attn.in_proj_",), "attn.out_proj."),  # open_clip, and whatever CLIP is read as it
+    (("attention.in_proj_",), "attention.out_proj."),  # SigLIP's pooling
     (("attn.qkv.",), "attn.proj."),  # timm
     (("self_attn.q_proj.", "self_attn.k_proj.", "self_attn.v_proj."), "self_attn.out_proj."),
     (("self_attn.q_proj.", "self_attn.k_proj.", "self_attn.v_proj."), "self_attn.o_proj."),
