@@ -77,10 +77,10 @@ def findings(base: Source, models: Sequence[Source]) -> list[Finding]:
 
     Equality is of all numbers, whatever their types. A part is foreign where what it computes is
     farther from the base's than d = 1/2, reparameterised where its weights moved twice as far,
-    relatively, as what they compute. Adapters, which come with their base, and models without known parts are
-    checked for equality only; heads that share K and V, and units of a gated perceptron that are
-    rescaled, are not checked. Raises MergelibError as `opened_models` does, for NaN, and for a
-    config whose heads do not fit.
+    relatively, as what they compute. Adapters, which come with their base, and models without known
+    parts are checked for equality only; heads that share K and V, and units of a gated perceptron
+    that are rescaled, are not checked. Raises MergelibError as `opened_models` does, for NaN, and
+    for a config whose heads do not fit.
     Source: the locks of MergeLock (arXiv 2509.01548) and PaRaMS (2503.07661), by what they keep.
     """
     base, models = as_views(base, models)
