@@ -186,10 +186,10 @@ def _of_safetensors(path: Path) -> dict[str, np.ndarray]:
 
 
 def draw(images: Images, n: int, seed: int = 0) -> np.ndarray:
-    """Numbers (n,) of n different images, by the seed; with labels, as many of each class as can be.
+    """Numbers (n,) of n different images, by the seed.
 
-    Classes come in turn, in random order, until each is used up. Raises MergelibError for fewer
-    images than n.
+    With labels classes come in turn, in random order, until each is used up. Raises MergelibError
+    for fewer images than n.
     """
     if n < 1 or n > images.count:
         least = "give --n 1 or more" if n < 1 else f"give more, or --n {images.count}"

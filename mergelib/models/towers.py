@@ -67,9 +67,8 @@ def kinds(shapes: Shapes) -> dict[str, Kind]:
     for name in open_clip.list_models():
         config = open_clip.get_model_config(name) or {}
         vision = config.get("vision_cfg", {})
-        if set(vision) <= PLAIN and isinstance(vision.get("layers"), int):
-            if _numbers(config) == _measured(shapes, config):
-                found[name] = kind_of(name)
+        if _is_plain(vision) and _numbers(config) == _measured(shapes, config):
+            found[name] = kind_of(name)
     return found
 
 
@@ -88,13 +87,17 @@ def kind_of(name: str) -> Kind:
             f"unknown backbone {name!r}: give {GLYPH_VIT!r} or a name from open_clip.list_models()"
         )
     vision = config["vision_cfg"]
-    if not (set(vision) <= PLAIN and isinstance(vision.get("layers"), int)):
+    if not _is_plain(vision):
         raise MergelibError(
             f"backbone {name!r} has no plain vision transformer, which a forecast runs: give its "
             "Hugging Face folder, or forecast from weights alone (without images)"
         )
     head_width = vision.get("head_width", CLIPVisionCfg.head_width)
     return Kind(vision["width"] // head_width, bool(config.get("quick_gelu", False)))
+
+
+def _is_plain(vision: Mapping[str, Any]) -> bool:
+    return set(vision) <= PLAIN and isinstance(vision.get("layers"), int)
 
 
 def _numbers(config: Mapping[str, Any]) -> tuple:
