@@ -17,7 +17,7 @@ from mergelib.forecast import transformers_models
 from mergelib.forecast.images import Transform
 from mergelib.forecast.preprocessing import OPEN_CLIP, of_backbone, of_folders
 from mergelib.models.backbones import load_state
-from mergelib.models.towers import Kind, build, is_tower, kind_of, kinds
+from mergelib.models.towers import Kind, build, image_size, is_tower, kind_of, kinds
 
 
 @dataclass(frozen=True)
@@ -82,25 +82,25 @@ def _clip(
         weights = rearranged(of_mapping(state, base.label), base.layout)
         load_state(visual, {n: weights.get(n) for n in weights.shapes}, base.label)
 
-    transform = of_folders(folders) or of_backbone(name, visual.image_size)
+    transform = of_folders(folders) or of_backbone(name, image_size(shapes))
     return Encoder(name or "CLIP", write, visual, transform, name)
 
 
 def _kind(label: str, known: Mapping[str, Kind], folders: Sequence[Path], backbone: str) -> Kind:
     """Heads and activation: as asked for, as a configuration says, or as only one backbone has."""
     if backbone:
-        kind = kind_of(backbone)
+        asked = kind_of(backbone)
         if backbone not in known:
             fits = ", ".join(known) or "none that is known"
             raise MergelibError(f"{label} is no {backbone}; backbones of its shapes: {fits}")
-        return kind
+        return asked
     said = {kind for folder in folders if (kind := _said(folder)) is not None}
     found = said or set(known.values())
     if len(found) == 1:
         return found.pop()
     if said:
         raise MergelibError(f"{label}: the folders' configurations differ in heads or activation")
-    first = {kind: name for name, kind in reversed(known.items())}
+    first = {kind: name for name, kind in reversed([*known.items()])}
     which = " or ".join(reversed(first.values())) or "an image tower of no backbone that is known"
     raise MergelibError(
         f"{label} is {which}, of which its tensors do not tell the activation or heads: give "

@@ -147,7 +147,7 @@ def read_classes(path: Path | str) -> Classes:
     path = Path(path)
     if path.suffix == ".json":
         held = read_mapping(path)
-        found, templates = held.get("classes"), held.get("templates", [])
+        found, templates = held.get("classes", []), held.get("templates", [])
     else:
         found = [line.strip() for line in text_of(path, MANY).splitlines() if line.strip()]
         templates = []

@@ -52,7 +52,8 @@ def of_mapping(known: Mapping[str, Sequence[float]], names: Sequence[str]) -> di
     for name in names:
         if len(known[name]) != 2:
             raise MergelibError(f"known accuracies of {name!r}: give (zero_shot, fine_tuned)")
-        found[name] = checked(*known[name], f"known accuracies of {name!r}")
+        before, after = known[name]
+        found[name] = checked(before, after, f"known accuracies of {name!r}")
     return found
 
 

@@ -35,14 +35,13 @@ def build(shapes: Shapes, kind: Kind) -> nn.Module:
         raise MergelibError(
             f"an image tower of width {width} has no {kind.heads} heads: give --backbone"
         )
-    side = round((shapes["positional_embedding"][0] - 1) ** 0.5)
     vision = CLIPVisionCfg(
         layers=_depth(shapes),
         width=width,
         head_width=width // kind.heads,
         mlp_ratio=shapes["transformer.resblocks.0.mlp.c_fc.weight"][0] / width,
         patch_size=patch,
-        image_size=side * patch,
+        image_size=image_size(shapes),
     )
     none = CLIPTextCfg(context_length=1, vocab_size=1, width=8, heads=1, layers=1)
     embed = shapes["proj"][1] if "proj" in shapes else width
@@ -50,6 +49,11 @@ def build(shapes: Shapes, kind: Kind) -> nn.Module:
     if "proj" not in shapes:  # a tower that ends before it
         visual.proj = None
     return visual.eval()
+
+
+def image_size(shapes: Shapes) -> int:
+    """Pixels a side of the images that a tower takes: one token a patch, and one of the class."""
+    return round((shapes["positional_embedding"][0] - 1) ** 0.5) * shapes["conv1.weight"][2]
 
 
 def is_tower(shapes: Shapes) -> bool:
