@@ -10,7 +10,7 @@ from scipy.special import softmax
 from scipy.stats import entropy
 
 from mergelib.core.errors import MergelibError
-from mergelib.forecast.statistics import Outputs, per_image, statistics, unlabelled
+from mergelib.forecast.statistics import Outputs, per_image, probe, statistics
 
 pytestmark = pytest.mark.numeric
 
@@ -30,22 +30,24 @@ def outputs(seed: int) -> tuple[Outputs, Outputs, Outputs]:
 
 
 def slow(merged: Outputs, expert: Outputs, base: Outputs) -> dict[str, float]:
-    soft, agree, kl, conf, doc, ent, left, moved, along = ([] for _ in range(9))
+    soft, agree, kl, conf, doc, ent, base_soft = ([] for _ in range(7))
+    left, moved, along = [], [], []
     for i in range(N):
-        p_m, p_e = (softmax(x.logits[i].double().numpy()) for x in (merged, expert))
+        p_m, p_e, p_0 = (softmax(x.logits[i].double().numpy()) for x in (merged, expert, base))
         soft.append(sum(min(a, b) for a, b in zip(p_m, p_e, strict=True)))
         agree.append(float(int(p_m.argmax()) == int(p_e.argmax())))
         kl.append(entropy(p_e, p_m))
         conf.append(max(p_m))
         doc.append(max(p_e) - max(p_m))
         ent.append(entropy(p_m))
+        base_soft.append(sum(min(a, b) for a, b in zip(p_0, p_e, strict=True)))
         z_m, z_e, z_0 = (x.features[i].double().numpy() for x in (merged, expert, base))
         z_m, z_e, z_0 = (z / math.sqrt(sum(v * v for v in z)) for z in (z_m, z_e, z_0))
         left.append(sum((a - b) ** 2 for a, b in zip(z_m, z_e, strict=True)))
         moved.append(sum((a - b) ** 2 for a, b in zip(z_e, z_0, strict=True)))
         along.append(sum((a - c) * (b - c) for a, b, c in zip(z_m, z_e, z_0, strict=True)))
-    names = ("soft", "agree", "kl", "conf", "doc", "ent")
-    scores = (soft, agree, kl, conf, doc, ent)
+    names = ("soft", "agree", "kl", "conf", "doc", "ent", "base_soft")
+    scores = (soft, agree, kl, conf, doc, ent, base_soft)
     means = {name: sum(v) / N for name, v in zip(names, scores, strict=True)}
     return means | {"drift": sum(left) / sum(moved), "recovered": sum(along) / sum(moved)}
 
@@ -63,13 +65,13 @@ def test_statistics_are_the_formulas_written_out(seed):
 def test_counts_of_labels_are_those_of_the_answers():
     merged, expert, base = outputs(5)
     labels = torch.arange(N) % C
-    probe = statistics(merged, expert, base, labels)
+    found = statistics(merged, expert, base, labels)
     m = merged.logits.numpy().argmax(axis=1) == labels.numpy()
     e = expert.logits.numpy().argmax(axis=1) == labels.numpy()
-    assert (probe.n, probe.expert_right) == (N, e.sum())
-    assert probe.expert_only == np.sum(e & ~m) > 0
-    assert probe.merged_only == np.sum(m & ~e) > 0
-    assert probe.expert_only - probe.merged_only == e.sum() - m.sum()
+    b = base.logits.numpy().argmax(axis=1) == labels.numpy()
+    assert (found.n, found.expert_right, found.base_right) == (N, e.sum(), b.sum())
+    assert found.expert_only == np.sum(e & ~m) > 0
+    assert found.merged_only == np.sum(m & ~e) > 0
 
 
 def test_the_expert_itself_and_the_base_are_the_ends_of_the_scale():
@@ -99,7 +101,7 @@ def test_statistics_of_a_part_come_from_what_its_images_add():
     given, part = outputs(4), torch.tensor([3, 30, 11, 8])
     terms = {name: value[part] for name, value in per_image(*given).items()}
     cut = [Outputs(x.features[part], x.logits[part]) for x in given]
-    assert unlabelled(terms) == statistics(*cut).unlabelled
+    assert probe(terms) == statistics(*cut)
 
 
 def test_what_is_wrong_is_said():

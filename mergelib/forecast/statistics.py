@@ -10,8 +10,9 @@ from torch.nn.functional import normalize
 from mergelib.core.errors import MergelibError
 from mergelib.forecast.evidence import Probe
 
-OF_SCORES = ("soft", "agree", "kl", "conf", "doc", "ent")  # those that ask for a head
+OF_SCORES = ("soft", "agree", "kl", "conf", "doc", "ent", "base_soft")  # they ask for a head
 OF_FEATURES = ("drift", "recovered")
+COUNTS = ("expert_right", "expert_only", "merged_only", "base_right")  # they ask for labels
 
 
 @dataclass(frozen=True)
@@ -25,36 +26,27 @@ class Outputs:
 def statistics(
     merged: Outputs, expert: Outputs, base: Outputs, labels: Tensor | None = None
 ) -> Probe:
-    """The probe of one side of a merge: `unlabelled` over the images, with labels (n,) the counts.
+    """The probe of one side of a merge: outputs of the same n images, labels (n,) or none.
 
-    All outputs are of the same n images. Raises MergelibError as `per_image` and `unlabelled` do,
-    and for labels without class scores.
+    Raises MergelibError as `per_image` and `probe` do.
     """
-    found = unlabelled(per_image(merged, expert, base))
-    n = len(merged.features)
-    if labels is None:
-        return Probe(n, found)
-    if merged.logits is None or expert.logits is None:
-        raise MergelibError("labels ask for a head: give the class names or the head of the task")
-    right, by_merged = (_answers(x) == labels for x in (expert.logits, merged.logits))
-    return Probe(
-        n,
-        found,
-        expert_right=int(right.sum()),
-        expert_only=int((right & ~by_merged).sum()),
-        merged_only=int((by_merged & ~right).sum()),
-    )
+    return probe(per_image(merged, expert, base, labels))
 
 
-def per_image(merged: Outputs, expert: Outputs, base: Outputs) -> dict[str, Tensor]:
+def per_image(
+    merged: Outputs, expert: Outputs, base: Outputs, labels: Tensor | None = None
+) -> dict[str, Tensor]:
     """What every image adds to the statistics, each (n,) float64.
 
-    With class scores, p = softmax(logits), m of the merged model, e of the expert:
+    With class scores, p = softmax(logits), m of the merged model, e of the expert, 0 of the base:
     soft sum_c min(p_m, p_e); agree [argmax p_m = argmax p_e]; kl KL(p_e || p_m) in nats; conf
-    max p_m; doc max p_e - max p_m; ent the entropy of p_m in nats. Of features z of unit length:
-    left |z_m - z_e|^2, moved |z_e - z_0|^2, along <z_m - z_0, z_e - z_0>.
+    max p_m; doc max p_e - max p_m; ent the entropy of p_m in nats; base_soft sum_c min(p_0, p_e).
+    Of features z of unit length: left |z_m - z_e|^2, moved |z_e - z_0|^2, along
+    <z_m - z_0, z_e - z_0>. With labels, 0 or 1: expert_right, expert_only (the merged model is
+    wrong), merged_only (the expert is), base_right.
 
-    Raises MergelibError for no image, outputs of different shapes, and values not finite.
+    Raises MergelibError for no image, outputs of different shapes, values not finite, and labels
+    without class scores.
     """
     _check(merged, expert, base)
     z_m, z_e, z_0 = (normalize(x.features.double(), dim=1) for x in (merged, expert, base))
@@ -63,24 +55,37 @@ def per_image(merged: Outputs, expert: Outputs, base: Outputs) -> dict[str, Tens
         "moved": (z_e - z_0).square().sum(dim=1),
         "along": ((z_m - z_0) * (z_e - z_0)).sum(dim=1),
     }
-    if merged.logits is None or expert.logits is None:
+    logits = [x.logits for x in (merged, expert, base) if x.logits is not None]
+    if len(logits) < 3:
+        if labels is not None:
+            raise MergelibError("labels ask for a head: give the task's class names or its head")
         return found
-    log_m, log_e = (x.double().log_softmax(dim=1) for x in (merged.logits, expert.logits))
+    log_m, log_e, log_0 = (x.double().log_softmax(dim=1) for x in logits)
     p_m, p_e = log_m.exp(), log_e.exp()
     conf = p_m.amax(dim=1)
-    scores = {
+    answers = [x.argmax(dim=1) for x in logits]
+    found |= {
         "soft": torch.minimum(p_m, p_e).sum(dim=1),
-        "agree": (_answers(merged.logits) == _answers(expert.logits)).double(),
+        "agree": answers[0] == answers[1],
         "kl": (p_e * (log_e - log_m)).sum(dim=1),
         "conf": conf,
         "doc": p_e.amax(dim=1) - conf,
         "ent": -(p_m * log_m).sum(dim=1),
+        "base_soft": torch.minimum(log_0.exp(), p_e).sum(dim=1),
     }
-    return scores | found
+    if labels is not None:
+        by_merged, by_expert, by_base = (answer == labels for answer in answers)
+        found |= {
+            "expert_right": by_expert,
+            "expert_only": by_expert & ~by_merged,
+            "merged_only": by_merged & ~by_expert,
+            "base_right": by_base,
+        }
+    return {name: value.double() for name, value in found.items()}
 
 
-def unlabelled(terms: Mapping[str, Tensor]) -> dict[str, float]:
-    """The statistics of n images from `per_image`: means of the scores', and of the features
+def probe(terms: Mapping[str, Tensor]) -> Probe:
+    """The statistics of n images from `per_image`: means of the scores', sums of the labels', and
 
     drift = sum left / sum moved: 0 imitates the expert, 1 is as far from it as the base, above 1
     harms; recovered = sum along / sum moved: the share of the expert's change that is there.
@@ -88,31 +93,28 @@ def unlabelled(terms: Mapping[str, Tensor]) -> dict[str, float]:
 
     Raises MergelibError where the expert's features are the base's.
     """
-    found = {name: float(terms[name].mean()) for name in OF_SCORES if name in terms}
     moved = float(terms["moved"].sum())
     if not moved > 0:
         raise MergelibError(
             "the expert gives the base's features on these images: it is no fine-tuned model"
         )
+    found = {name: float(terms[name].mean()) for name in OF_SCORES if name in terms}
     found["drift"] = float(terms["left"].sum()) / moved
     found["recovered"] = float(terms["along"].sum()) / moved
-    return found
-
-
-def _answers(logits: Tensor) -> Tensor:
-    return logits.argmax(dim=1)
+    counts = {name: int(terms[name].sum()) for name in COUNTS if name in terms}
+    return Probe(len(terms["moved"]), found, **counts)
 
 
 def _check(merged: Outputs, expert: Outputs, base: Outputs) -> None:
-    shapes = {tuple(x.features.shape) for x in (merged, expert, base)}
+    every = (merged, expert, base)
+    shapes = {tuple(x.features.shape) for x in every}
     if len(shapes) > 1 or len(merged.features) == 0:
         raise MergelibError(
             f"features of merged model, expert and base have the shapes {sorted(shapes)}: give the "
             "same images, at least one, to all three"
         )
-    logits = [x.logits for x in (merged, expert) if x.logits is not None]
+    logits = [x.logits for x in every if x.logits is not None]
     if len({tuple(x.shape) for x in logits}) > 1:
-        raise MergelibError("class scores of merged model and expert differ in shape: use one head")
-    held = [x.features for x in (merged, expert, base)] + logits
-    if not all(bool(x.isfinite().all()) for x in held):
+        raise MergelibError("class scores of the three models differ in shape: use one head")
+    if not all(bool(x.isfinite().all()) for x in [*(x.features for x in every), *logits]):
         raise MergelibError("an encoder gives values that are not finite: check its weights")
