@@ -14,10 +14,10 @@ from mergelib.core.store import digest, read_json, write_json
 def content_digest(source: Source) -> str:
     """Digest of a checkpoint's tensors by name."""
     with opened(source, whole=True) as weights:
-        return digest([(name, _digest(weights.get(name))) for name in sorted(weights.shapes)])
+        return digest([(name, tensor_digest(weights.get(name))) for name in sorted(weights.shapes)])
 
 
-def _digest(tensor: Tensor) -> str:
+def tensor_digest(tensor: Tensor) -> str:
     """128 bits that tell tensors apart; unlike SHA-256, in the time that reading them takes."""
     tensor = tensor.detach().cpu().contiguous()
     state = xxhash.xxh3_128(f"{tensor.dtype} {tuple(tensor.shape)}\n".encode())
