@@ -17,6 +17,8 @@ from mergelib.forecast.evidence import Evidence, Known, Probe
 from mergelib.forecast.heads import Head
 from mergelib.forecast.images import Images, draw, find_images, pixels
 from mergelib.forecast.probe import Side, pairs_of, prepare, probe
+from mergelib.forecast.words import FOLDERS
+from mergelib.lineage.detect import findings
 from mergelib.merging.registry import METHODS
 from mergelib.metrics.table import pairwise_of_checkpoints
 
@@ -143,6 +145,10 @@ def _views(question: Question) -> tuple[View, list[View]]:
     patterns = heads_of.classifier_patterns(question.base, sources)
     base, models, found = views(question.base, sources, Choice(exclude=patterns))
     tell(found.notes)
+    wrong = findings(base, models)
+    if wrong:
+        names = question.names
+        raise MergelibError("; ".join(f"model {names[each.model]}: {each}" for each in wrong))
     return base, models
 
 
@@ -212,15 +218,25 @@ def _sides(
         if images.labels is not None and head is not None:
             labels = torch.from_numpy(images.labels[chosen])
         sides.append(Side(name, pixels(images, chosen, encoder.transform), labels, head))
+    return encoder, _alike(sides)
+
+
+def _alike(sides: Sequence[Side]) -> list[Side]:
+    """Heads and labels count where every task has them, since tasks are judged by one measure."""
+    notes = []
     without = [side.name for side in sides if side.head is None]
     if without:
-        tell(
-            [
-                f"no class head of {', '.join(without)}: forecast from features alone; --classes "
-                "or --heads give class scores, which tell more"
-            ]
+        notes.append(
+            f"no class head of {', '.join(without)}: the forecast is from features alone; "
+            "--classes or --heads give class scores, which tell more"
         )
-    return encoder, sides
+        sides = [replace(side, head=None, labels=None) for side in sides]
+    unlabelled = [side.name for side in sides if side.labels is None]
+    if unlabelled and len(unlabelled) < len(sides):
+        notes.append(f"no labels of {', '.join(unlabelled)}: those of other tasks are left out")
+        sides = [replace(side, labels=None) for side in sides]
+    tell(notes)
+    return list(sides)
 
 
 def _head(question: Question, name: str, encoder: Encoder, images: Images) -> Head | None:
@@ -230,7 +246,7 @@ def _head(question: Question, name: str, encoder: Encoder, images: Images) -> He
     if not question.classes or name not in question.classes:
         return None
     given = question.classes[name]
-    if str(given) != heads_of.FOLDERS:
+    if str(given) != FOLDERS:
         return heads_of.of_classes(question.base, encoder.backbone, heads_of.read_classes(given))
     if len(images.classes) < 2:
         raise MergelibError(

@@ -22,7 +22,6 @@ from mergelib.forecast.transformers_models import transformers
 from mergelib.models.backbones import GLYPH_VIT, Backbone, load, load_state
 from mergelib.models.heads import logits, zero_shot_head
 
-FOLDERS = "folders"  # in place of a file: the names of the folders of classes
 TEMPLATES = {GLYPH_VIT: ("a {}",), "": ("a photo of a {}.",)}  # the tasks' first, and CLIP's
 CLASSIFIER = "classifier.weight"
 MANY = 2**20  # bytes of a file of class names
