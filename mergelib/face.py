@@ -209,7 +209,8 @@ def forecast(
     Raises MergelibError, before any merge, for a model that is the base, equals another, does not
     come from this base or was reparameterised; and for what cannot be read or does not fit.
     """
-    from mergelib.forecast.ask import Question, answer
+    from mergelib.forecast.ask import Question
+    from mergelib.forecast.judging import answer
 
     named: Mapping[str, Source]
     if isinstance(models, Mapping):

@@ -21,14 +21,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from mergelib.core.errors import MergelibError
 from mergelib.forecast.evidence import Forecast
 
 if TYPE_CHECKING:
     import pandas as pd
 
 LEVELS = ("weights alone", "weights", "unlabelled images", "labelled images")
-NUMBERS = ("mean", "worse", "p_worse_090", "p_worse_095")
 
 
 @dataclass(frozen=True)
@@ -67,7 +65,7 @@ class Judged:
         intervals, the two probabilities and the verdict."""
         import pandas as pd
 
-        rows = []
+        rows: list[dict[str, Any]] = []
         for name, each in self.forecasts.items():
             sides = {f"side: {m}": s for m, s in zip(self.models, each.sides, strict=True)}
             rows.append(
@@ -143,16 +141,6 @@ class Answer:
             features = "" if self.evidence["heads"] else ", features alone"
             seen = f"weights and {self.evidence['images']} {seen} a task{features}"
         return f"{seen} and known accuracies" if self.evidence["known"] else seen
-
-
-def judged(
-    models: Sequence[str], forecasts: Mapping[str, Forecast], chosen: tuple[str, float]
-) -> Judged:
-    """Forecasts with the method that is recommended. Raises MergelibError if it has none."""
-    name, regret = chosen
-    if name not in forecasts:
-        raise MergelibError(f"recommended is {name!r}, of which there is no forecast")
-    return Judged(tuple(models), dict(forecasts), name, regret)
 
 
 def _lines(of: Judged) -> list[str]:
