@@ -11,10 +11,12 @@ from torchvision import transforms
 from mergelib.core.documents import read_mapping
 from mergelib.core.errors import MergelibError
 from mergelib.forecast.images import Transform
+from mergelib.merging.registry import NUMBER
 from mergelib.models.backbones import GLYPH_VIT, load
 
 PROCESSORS = ("preprocessor_config.json", "processor_config.json")
 OPEN_CLIP = "open_clip_config.json"
+STATISTICS = ("image_mean", "image_std")
 MEND = "copy it again from where the model came from"
 
 
@@ -75,13 +77,16 @@ def of_processor(config: Mapping[str, Any], file: Path) -> Transform:
         raise MergelibError(f"{file}: images are scaled other than by 1/255: forecast without them")
     steps.append(transforms.ToTensor())
     if config.get("do_normalize", True):
-        try:
-            steps.append(transforms.Normalize(config["image_mean"], config["image_std"]))
-        except (KeyError, ValueError) as error:
-            raise MergelibError(
-                f"{file}: no usable image_mean and image_std ({error!r}): {MEND}"
-            ) from None
+        steps.append(transforms.Normalize(*(_three(config, key, file) for key in STATISTICS)))
     return transforms.Compose(steps)
+
+
+def _three(config: Mapping[str, Any], key: str, file: Path) -> list[float]:
+    """A number a channel."""
+    held = config.get(key)
+    if not isinstance(held, list) or len(held) != 3 or not all(map(NUMBER.accepts, held)):
+        raise MergelibError(f"{file}: no usable {key} ({held!r}): {MEND}")
+    return held
 
 
 def _resized(size: Any, file: Path) -> int | tuple[int, int]:
