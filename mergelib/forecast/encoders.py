@@ -75,7 +75,7 @@ def _clip(
 ) -> Encoder:
     known = kinds(shapes)
     kind = _kind(base.label, known, folders, backbone)
-    name = backbone or next((n for n, each in known.items() if each == kind), "")
+    name = backbone or _plainest(known).get(kind, "")
     visual = build(shapes, kind)
 
     def write(state: Mapping[str, Tensor]) -> None:
@@ -100,12 +100,19 @@ def _kind(label: str, known: Mapping[str, Kind], folders: Sequence[Path], backbo
         return found.pop()
     if said:
         raise MergelibError(f"{label}: the folders' configurations differ in heads or activation")
-    first = {kind: name for name, kind in reversed([*known.items()])}
-    which = " or ".join(reversed(first.values())) or "an image tower of no backbone that is known"
+    which = " or ".join(_plainest(known).values()) or "an image tower of no backbone that is known"
     raise MergelibError(
         f"{label} is {which}, of which its tensors do not tell the activation or heads: give "
         "--backbone"
     )
+
+
+def _plainest(known: Mapping[str, Kind]) -> dict[Kind, str]:
+    """A name of each kind: names differ in the text tower as well, plain ones have CLIP's own."""
+    names = sorted(known, key=lambda name: (not name.startswith("ViT"), len(name), name))
+    return {
+        kind: next(n for n in names if known[n] == kind) for kind in map(known.get, names) if kind
+    }
 
 
 def _said(folder: Path) -> Kind | None:
