@@ -49,7 +49,7 @@ class Bank:
 
     def without(self, tasks: Sequence[int]) -> np.ndarray:
         """Which pairs (P,) hold none of the numbered tasks."""
-        return ~np.isin(self.ends, tasks).any(axis=1)
+        return np.logical_not(np.isin(self.ends, tasks).any(axis=1))
 
 
 def weight_metrics() -> list[str]:

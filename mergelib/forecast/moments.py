@@ -74,9 +74,9 @@ def ridge(products: np.ndarray, strength: float, sharing: float) -> tuple[np.nda
     unit = np.where(spread > 0, spread, 1.0)[..., None, :]
     C, a = C / unit[..., :, None] / unit[..., None, :], a / unit
     eye = np.eye(C.shape[-1])
-    common = np.linalg.solve(
-        C.mean(axis=-3) + strength * eye, a.mean(axis=-2)[..., None]
-    ).swapaxes(-1, -2)
+    common = np.linalg.solve(C.mean(axis=-3) + strength * eye, a.mean(axis=-2)[..., None]).swapaxes(
+        -1, -2
+    )
     right = (a + sharing * common)[..., None]
     own = np.linalg.solve(C + (strength + sharing) * eye, right)[..., 0]
     coef = np.concatenate([own, common], axis=-2) / unit
