@@ -85,7 +85,15 @@ def per_image(
 
 
 def probe(terms: Mapping[str, Tensor]) -> Probe:
-    """The statistics of n images from `per_image`: means of the scores', sums of the labels', and
+    """The statistics of n images from what each adds, `per_image`. Raises as `unlabelled` does."""
+    n = len(terms["moved"])
+    sums = {name: value.sum() for name, value in terms.items()}
+    found = {name: float(value) for name, value in unlabelled(sums, n).items()}
+    return Probe(n, found, **{name: int(sums[name]) for name in COUNTS if name in sums})
+
+
+def unlabelled(sums: Mapping[str, Tensor], n: int | Tensor) -> dict[str, Tensor]:
+    """The unlabelled statistics from sums (...) over n images: means of the scores', and
 
     drift = sum left / sum moved: 0 imitates the expert, 1 is as far from it as the base, above 1
     harms; recovered = sum along / sum moved: the share of the expert's change that is there.
@@ -93,16 +101,13 @@ def probe(terms: Mapping[str, Tensor]) -> Probe:
 
     Raises MergelibError where the expert's features are the base's.
     """
-    moved = float(terms["moved"].sum())
-    if not moved > 0:
+    moved = sums["moved"]
+    if not bool((moved > 0).all()):
         raise MergelibError(
             "the expert gives the base's features on these images: it is no fine-tuned model"
         )
-    found = {name: float(terms[name].mean()) for name in OF_SCORES if name in terms}
-    found["drift"] = float(terms["left"].sum()) / moved
-    found["recovered"] = float(terms["along"].sum()) / moved
-    counts = {name: int(terms[name].sum()) for name in COUNTS if name in terms}
-    return Probe(len(terms["moved"]), found, **counts)
+    found = {name: sums[name] / n for name in OF_SCORES if name in sums}
+    return found | {"drift": sums["left"] / moved, "recovered": sums["along"] / moved}
 
 
 def _check(merged: Outputs, expert: Outputs, base: Outputs) -> None:
