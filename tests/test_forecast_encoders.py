@@ -15,7 +15,7 @@ from mergelib.core.errors import MergelibError
 from mergelib.core.store import save_tensors
 from mergelib.forecast import heads
 from mergelib.forecast.encoders import find_encoder
-from mergelib.forecast.heads import classifier_patterns, of_classes, of_classifier
+from mergelib.forecast.heads import classifier_patterns, of_classes, of_classifier, text_of
 from mergelib.forecast.probe import Side, pairs_of, prepare, probe
 from mergelib.merging.engine import merge
 from mergelib.models import backbones, towers
@@ -195,13 +195,13 @@ def test_class_names_give_the_head_of_the_bases_own_text_tower(tmp_path):
     save_tensors(tower, glyph.visual_state())
     classes = heads.Classes(("star", "red_square"))
     for base in (whole, tower):
-        assert torch.equal(of_classes(base, "glyph-vit", classes).weight, wanted)
+        assert torch.equal(of_classes(text_of(base, "glyph-vit"), classes).weight, wanted)
     changed = {n: t.clone() for n, t in glyph.model.state_dict().items()}
     changed["token_embedding.weight"] += 0.5
     save_tensors(whole, changed)
-    assert not torch.equal(of_classes(whole, "glyph-vit", classes).weight, wanted)
+    assert not torch.equal(of_classes(text_of(whole, "glyph-vit"), classes).weight, wanted)
     with pytest.raises(MergelibError, match="holds no text tower"):
-        of_classes(tower, "ViT-B-32", classes)
+        text_of(tower, "ViT-B-32")
 
 
 def backbones_head(glyph, names):

@@ -1,7 +1,8 @@
 """The question whether models will merge, from what a user has to the forecast's evidence."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache, partial
 from pathlib import Path
 
 import torch
@@ -21,6 +22,7 @@ from mergelib.forecast.words import FOLDERS
 from mergelib.lineage.detect import findings
 from mergelib.merging.registry import METHODS
 from mergelib.metrics.table import pairwise_of_checkpoints
+from mergelib.models.backbones import Backbone
 
 Named = Mapping[str, Path | str]
 
@@ -207,9 +209,10 @@ def _sides(
         if isinstance(source, str | Path) and Path(source).is_dir()
     ]
     encoder = find_encoder(base, folders, question.backbone, any(own.values()))
+    tower = cache(partial(heads_of.text_of, question.base, encoder.backbone))  # one for all tasks
     sides = []
     for name in question.names:
-        head = _head(question, name, encoder, found[name]) or own[name]
+        head = _head(question, name, tower, found[name]) or own[name]
         images = found[name]
         if head is not None:
             images = _under(images, head)
@@ -239,7 +242,9 @@ def _alike(sides: Sequence[Side]) -> list[Side]:
     return list(sides)
 
 
-def _head(question: Question, name: str, encoder: Encoder, images: Images) -> Head | None:
+def _head(
+    question: Question, name: str, tower: Callable[[], Backbone], images: Images
+) -> Head | None:
     """The head that is asked for, of a file or of class names."""
     if question.heads and name in question.heads:
         return heads_of.of_file(question.heads[name])
@@ -247,13 +252,13 @@ def _head(question: Question, name: str, encoder: Encoder, images: Images) -> He
         return None
     given = question.classes[name]
     if str(given) != FOLDERS:
-        return heads_of.of_classes(question.base, encoder.backbone, heads_of.read_classes(given))
+        return heads_of.of_classes(tower(), heads_of.read_classes(given))
     if len(images.classes) < 2:
         raise MergelibError(
             f"{images.label} has no folders of two or more classes to name a head by: give a file "
             f"of class names, --classes {name}=FILE"
         )
-    return heads_of.of_classes(question.base, encoder.backbone, heads_of.Classes(images.classes))
+    return heads_of.of_classes(tower(), heads_of.Classes(images.classes))
 
 
 def _under(images: Images, head: Head) -> Images:

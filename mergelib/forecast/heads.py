@@ -13,14 +13,17 @@ from torch.nn.functional import linear
 from torch.nn.functional import normalize as unit
 
 from mergelib.checkpoints.folders import config_of
-from mergelib.checkpoints.reading import Source, opened, raw, whole_clip
+from mergelib.checkpoints.layouts import beside_images
+from mergelib.checkpoints.reading import Source, opened, raw
 from mergelib.checkpoints.wrappers import plain
-from mergelib.core.documents import read_mapping, text_of
+from mergelib.core.documents import read_mapping
+from mergelib.core.documents import text_of as text_in
 from mergelib.core.errors import MergelibError
 from mergelib.core.store import load_tensors
 from mergelib.forecast.transformers_models import transformers
-from mergelib.models.backbones import GLYPH_VIT, Backbone, load, load_state
+from mergelib.models.backbones import GLYPH_VIT, Backbone
 from mergelib.models.heads import logits, zero_shot_head
+from mergelib.models.towers import text_tower
 
 TEMPLATES = {GLYPH_VIT: ("a {}",), "": ("a photo of a {}.",)}  # the tasks' first, and CLIP's
 CLASSIFIER = "classifier.weight"
@@ -148,7 +151,7 @@ def read_classes(path: Path | str) -> Classes:
         held = read_mapping(path)
         found, templates = held.get("classes", []), held.get("templates", [])
     else:
-        found = [line.strip() for line in text_of(path, MANY).splitlines() if line.strip()]
+        found = [line.strip() for line in text_in(path, MANY).splitlines() if line.strip()]
         templates = []
     for what, each in (("classes", found), ("templates", templates)):
         if not isinstance(each, list) or not all(isinstance(text, str) and text for text in each):
@@ -161,29 +164,42 @@ def read_classes(path: Path | str) -> Classes:
     return Classes(tuple(found), tuple(templates))
 
 
-def of_classes(base: Source, backbone: str, classes: Classes) -> Head:
-    """The zero-shot head of class names, by the base's own text tower.
+def of_classes(tower: Backbone, classes: Classes) -> Head:
+    """The zero-shot head of class names by a text tower; underscores are spaces."""
+    templates = classes.templates or TEMPLATES.get(tower.name, TEMPLATES[""])
+    words = [name.replace("_", " ") for name in classes.names]
+    with torch.inference_mode():
+        weight = zero_shot_head(tower, words, templates)
+    return Head(weight.clone(), None, classes.names)
+
+
+def text_of(base: Source, backbone: str) -> Backbone:
+    """The base's own text tower, without its image tower.
 
     A model folder of Hugging Face with its tokenizer is run by transformers; any other whole CLIP
     by the `backbone` that fits it; an image tower of glyph-vit goes with the text tower that comes
-    with this package. Raises MergelibError where there is no text tower.
+    with this package. Raises MergelibError where there is none.
     """
-    templates = classes.templates or TEMPLATES.get(backbone, TEMPLATES[""])
-    words = [name.replace("_", " ") for name in classes.names]
-    folder = Path(base) if isinstance(base, str | Path) and Path(base).is_dir() else None
-    with torch.inference_mode():
-        if folder is not None and _has_tokenizer(folder):
-            weight = _of_folder(folder, words, templates)
-        else:
-            weight = _of_backbone(base, backbone, words, templates)
-    return Head(weight.clone(), None, classes.names)
+    if isinstance(base, str | Path) and Path(base).is_dir() and _has_tokenizer(Path(base)):
+        return _of_folder(Path(base))
+    with opened(base, "the base", whole=True) as weights:
+        names = {n: n.removeprefix("text.") for n in weights.shapes if beside_images(n)}
+        text = any(name.startswith("text.") for name in names)
+        if not backbone or not (text or backbone == GLYPH_VIT):
+            lacks = "is of no backbone that is known" if text else "holds no text tower"
+            raise MergelibError(
+                f"{weights.label} {lacks}, which class names ask for: give the whole CLIP as base, "
+                "or --heads"
+            )
+        state = {own: weights.read(n) for n, own in names.items() if n != "logit_bias"}
+        return text_tower(backbone, state if text else None, weights.label)
 
 
 def _has_tokenizer(folder: Path) -> bool:
     return bool(config_of(folder).get("text_config")) and any(folder.glob("tokenizer*"))
 
 
-def _of_folder(folder: Path, words: Sequence[str], templates: Sequence[str]) -> Tensor:
+def _of_folder(folder: Path) -> Backbone:
     with transformers() as library:
         tokenizer = library.AutoTokenizer.from_pretrained(folder)
         model = library.AutoModel.from_pretrained(folder).eval()
@@ -191,9 +207,8 @@ def _of_folder(folder: Path, words: Sequence[str], templates: Sequence[str]) -> 
     padding: Any = "max_length" if model.config.model_type.startswith("siglip") else True
 
     def tokenize(texts: Sequence[str]) -> Tensor:
-        return tokenizer(
-            list(texts), padding=padding, truncation=True, return_tensors="pt"
-        ).input_ids
+        held = tokenizer(list(texts), padding=padding, truncation=True, return_tensors="pt")
+        return held.input_ids
 
     def encode_text(tokens: Tensor, normalize: bool) -> Tensor:
         found = model.get_text_features(input_ids=tokens)
@@ -201,28 +216,4 @@ def _of_folder(folder: Path, words: Sequence[str], templates: Sequence[str]) -> 
         return unit(found, dim=-1) if normalize else found
 
     tower = SimpleNamespace(encode_text=encode_text, logit_scale=model.logit_scale)
-    return zero_shot_head(
-        cast(Backbone, SimpleNamespace(model=tower, tokenize=tokenize)), words, templates
-    )
-
-
-def _of_backbone(
-    base: Source, backbone: str, words: Sequence[str], templates: Sequence[str]
-) -> Tensor:
-    with opened(base, "the base", whole=True) as weights:
-        label, text = weights.label, any(name.startswith("text.") for name in weights.shapes)
-    if not backbone or not (text or backbone == GLYPH_VIT):
-        lacks = "is of no backbone that is known" if text else "holds no text tower"
-        raise MergelibError(
-            f"{label} {lacks}, which class names ask for: give the whole CLIP as base, or --heads"
-        )
-    held = load(backbone)
-    if text:
-        load_state(held.model, whole_clip(_path(base)), label)
-    return zero_shot_head(held, words, templates)
-
-
-def _path(base: Source) -> Path:
-    if isinstance(base, str | Path):
-        return Path(base)
-    raise MergelibError("class names ask for a base on disk: give its path, or heads")
+    return cast(Backbone, SimpleNamespace(name="", model=tower, tokenize=tokenize))

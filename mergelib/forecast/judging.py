@@ -10,8 +10,8 @@ import numpy as np
 from mergelib.forecast.answer import Answer, Judged
 from mergelib.forecast.ask import Findings, Question, gather
 from mergelib.forecast.evidence import Evidence, Forecast, Probe
-from mergelib.forecast.model import forecast, known_methods, recommend
-from mergelib.forecast.verdict import in_words
+from mergelib.forecast.model import forecast, recommend, shipped
+from mergelib.forecast.verdict import SIDES, WILL, WILL_NOT, verdict
 
 ALL = ("all",)
 OF_SETS = (
@@ -25,7 +25,7 @@ def answer(question: Question, progress: bool = False) -> Answer:
 
     Raises MergelibError as `gather` does, and for a method that the bank holds no merges of.
     """
-    methods = known_methods() if question.methods == ALL else question.methods
+    methods = shipped().methods_ if question.methods == ALL else question.methods
     question = replace(question, methods=tuple(dict.fromkeys(methods)))
     found = gather(question, progress)
     pairs = [judged(names, evidence, question.methods) for names, evidence in found.pairs.items()]
@@ -44,10 +44,21 @@ def answer(question: Question, progress: bool = False) -> Answer:
 
 
 def judged(models: Sequence[str], evidence: Evidence, methods: Sequence[str]) -> Judged:
-    """Forecasts of one pair's merges, and the method to take."""
+    """Forecasts of one pair's merges, and the method to take; verdicts name the models."""
     forecasts = forecast(evidence, methods)
     recommended, regret = recommend(forecasts)
-    return Judged(tuple(models), forecasts, recommended, regret)
+    named = {
+        method: replace(each, verdict=_named(each.verdict, models))
+        for method, each in forecasts.items()
+    }
+    return Judged(tuple(models), named, recommended, regret)
+
+
+def _named(words: str, models: Sequence[str]) -> str:
+    """A verdict that names the model whose task it speaks of."""
+    for side, model in zip(SIDES, models, strict=True):
+        words = words.replace(f"the {side} task", model)
+    return words
 
 
 def of_set(
@@ -94,9 +105,15 @@ def _together(some: Sequence[Forecast], sides: Sequence[float]) -> Forecast:
         interval95=mean("interval95"),
         p_worse_090=p_worse_090,
         p_worse_095=min(each.p_worse_095 for each in some),
-        verdict=in_words(p_worse_090),
+        verdict=_of_set(p_worse_090),
         drivers=drivers,
     )
+
+
+def _of_set(probability: float) -> str:
+    """The verdict on a set: how many labels would settle it is known of pairs alone."""
+    words = verdict(probability, None, 0)
+    return words if words in (WILL, WILL_NOT) else "unclear"
 
 
 def level(found: Findings) -> int:

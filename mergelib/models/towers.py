@@ -1,4 +1,4 @@
-"""The image tower of a CLIP, built from the shapes of its tensors and what these do not tell."""
+"""Towers of a CLIP: the image tower, built from its tensors' shapes and what these do not tell."""
 
 import re
 from collections.abc import Mapping
@@ -7,14 +7,18 @@ from typing import Any
 
 import open_clip
 from open_clip.model import CLIP, CLIPTextCfg, CLIPVisionCfg
-from torch import nn
+from torch import Tensor, nn
 
 from mergelib.core.errors import MergelibError
-from mergelib.models.backbones import GLYPH_VIT, load
+from mergelib.models.backbones import GLYPH_VIT, Backbone, load, load_state
 
 Shapes = Mapping[str, tuple[int, ...]]
 # Keys of open_clip's configurations that shapes, or nothing of the tower's answers, depend on.
 PLAIN = {"image_size", "layers", "width", "head_width", "patch_size", "mlp_ratio", "patch_dropout"}
+
+# The least that open_clip builds in place of a tower that is not asked for.
+NO_TEXT = CLIPTextCfg(context_length=1, vocab_size=1, width=8, heads=1, layers=1)
+NO_IMAGES = CLIPVisionCfg(layers=1, width=8, head_width=8, patch_size=8, image_size=8)
 
 
 @dataclass(frozen=True)
@@ -43,9 +47,8 @@ def build(shapes: Shapes, kind: Kind) -> nn.Module:
         patch_size=patch,
         image_size=image_size(shapes),
     )
-    none = CLIPTextCfg(context_length=1, vocab_size=1, width=8, heads=1, layers=1)
     embed = shapes["proj"][1] if "proj" in shapes else width
-    visual = CLIP(embed, vision, none, quick_gelu=kind.quick_gelu).visual
+    visual = CLIP(embed, vision, NO_TEXT, quick_gelu=kind.quick_gelu).visual
     if "proj" not in shapes:  # a tower that ends before it
         visual.proj = None
     return visual.eval()
@@ -98,6 +101,33 @@ def kind_of(name: str) -> Kind:
         )
     head_width = vision.get("head_width", CLIPVisionCfg.head_width)
     return Kind(vision["width"] // head_width, bool(config.get("quick_gelu", False)))
+
+
+def text_tower(name: str, state: Mapping[str, Tensor] | None, label: str) -> Backbone:
+    """A backbone without its image tower, with the weights of `state` (open_clip's names).
+
+    None: those that come with the package, of `glyph-vit` alone. Raises MergelibError for a
+    backbone whose text tower is another library's, and for weights that do not fit.
+    """
+    if name == GLYPH_VIT:
+        backbone = load(GLYPH_VIT)
+        del backbone.model.visual
+    else:
+        config = open_clip.get_model_config(name) or {}
+        text = config.get("text_cfg", {})
+        if state is None or not text or "hf_model_name" in text:
+            raise MergelibError(
+                f"{label}: no text tower of {name!r} to make heads of: give --heads"
+            )
+        quick = bool(config.get("quick_gelu", False))
+        model = CLIP(config["embed_dim"], NO_IMAGES, CLIPTextCfg(**text), quick_gelu=quick)
+        del model.visual
+        ones = (1.0, 1.0, 1.0)  # of images, which it takes none of
+        tokenize = open_clip.get_tokenizer(name)
+        backbone = Backbone(name, model.eval(), tokenize, ones, ones, 0)
+    if state is not None:
+        load_state(backbone.model, dict(state), label)
+    return backbone
 
 
 def _is_plain(vision: Mapping[str, Any]) -> bool:
