@@ -239,7 +239,7 @@ def forecast(
     if report is not None:
         from mergelib.book.report import write_report
 
-        write_report(question, Path(report))
+        write_report(question, found, Path(report))
     return found
 
 

@@ -143,6 +143,28 @@ class Answer:
         return f"{seen} and known accuracies" if self.evidence["known"] else seen
 
 
+def from_json(held: Mapping[str, Any]) -> Answer:
+    """The answer whose `as_json` this is. Raises KeyError for a key that is not there."""
+    names = list(held["models"])
+    main = _judged(names, held) if held["methods"] else None
+    if len(names) == 2:
+        pairs, whole = [] if main is None else [main], None
+    else:
+        pairs, whole = [_judged(each["models"], each) for each in held["pairs"]], main
+    checks = tuple(held["checks"])
+    return Answer(held["level"], held["models"], tuple(pairs), whole, held["evidence"], checks)
+
+
+def _judged(models: Sequence[str], held: Mapping[str, Any]) -> Judged:
+    forecasts = {}
+    for name, each in held["methods"].items():
+        values = {**each, "sides": tuple(each["sides"][model] for model in models)}
+        for key in ("interval80", "interval95"):
+            values[key] = tuple(each[key])
+        forecasts[name] = Forecast(**values)
+    return Judged(tuple(models), forecasts, held["recommended"], held["regret"])
+
+
 def _lines(of: Judged) -> list[str]:
     """The table of one merge, what to take, and what moved its forecast."""
     heads = ["method", "mean", *of.models, "worse", "80 %", "95 %", "P>=.90", "P>=.95", "verdict"]

@@ -1,5 +1,7 @@
 """What is given model by model in words: NAME=PATH, or paths in the models' order."""
 
+import os
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -50,6 +52,29 @@ def by_name(
         twice = next(name for name in named if named.count(name) > 1)
         raise MergelibError(f"--{what} of {twice!r} is given twice: give each once")
     return {name: path for name, path in pairs if name}
+
+
+def as_words(given: Mapping[str, object]) -> str:
+    """What is given model by model, in words that a shell, or `in_shell`, takes apart again.
+
+    Paths are made absolute. Raises MergelibError for a model in memory.
+    """
+    for name, each in given.items():
+        if not isinstance(each, str | Path):
+            raise MergelibError(f"a report asks for models on disk: give the path of {name!r}")
+    return shlex.join(f"{name}={_absolute(str(each))}" for name, each in given.items())
+
+
+def _absolute(path: str) -> str:
+    return path if path == FOLDERS else os.path.abspath(path)
+
+
+def in_shell(words: str) -> list[str]:
+    """Words as a shell takes them apart. Raises MergelibError where a quotation is left open."""
+    try:
+        return shlex.split(words)
+    except ValueError as error:
+        raise MergelibError(f"{words!r}: {error}: close the quotation") from None
 
 
 def _parted(word: str) -> tuple[str, str]:

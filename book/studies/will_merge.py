@@ -1,0 +1,147 @@
+"""The pair that the chapter "Will these two merge?" asks about when it is given none.
+
+    python -m studies.will_merge --to tables/forecast_pair     (in book; two minutes)
+
+fine-tunes two models, which are frozen with the book: what the chapter says of them must not depend
+on a processor's rounding, which training enlarges.
+"""
+
+import argparse
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from mergelib.checkpoints.reading import opened
+from mergelib.core.store import digest, read_json, save_tensors, write_json
+from mergelib.merging.engine import merge
+from mergelib.merging.registry import METHODS, preset
+from mergelib.models.accuracy import accuracy
+from mergelib.models.backbones import GLYPH_VIT, Backbone, load
+from mergelib.models.finetune import Recipe, finetune
+from mergelib.models.heads import zero_shot_head
+from mergelib.tasks.registry import Task
+from mergelib.tasks.splits import build
+
+PAIR = {"latin_lower": "latin_lower.safetensors", "braille": "braille.pt"}
+SIZES = {"train": 2400, "calibration": 100, "test": 300}  # the benchmark's
+RECIPE = Recipe(steps=40, batch=64, learning_rate=1e-3, weight_decay=0.1, seed=1)
+
+
+@dataclass(frozen=True)
+class Made:
+    """What a user would give, in a folder, and what the test images say afterwards.
+
+    `given` are arguments of `ml.forecast`; `known` accuracies (zero-shot, fine-tuned) by task.
+    """
+
+    given: Mapping[str, object]
+    known: Mapping[str, tuple[float, float]]
+    tasks: Mapping[str, Task]
+
+
+def freeze(folder: Path) -> None:
+    """Fine-tune the pair; two checkpoints in two formats, float16, and how they came about."""
+    backbone = load(GLYPH_VIT)
+    folder.mkdir(parents=True, exist_ok=True)
+    known, digests = {}, {}
+    for name, file in PAIR.items():
+        task = build(name, SIZES)
+        head = zero_shot_head(backbone, task.class_names, task.templates)
+        images = backbone.normalize(task.train.images)
+        state = finetune(backbone.model.visual, images, task.train.labels, head, RECIPE)
+        half = {n: tensor.half() for n, tensor in state.items()}
+        if file.endswith(".pt"):
+            torch.save(half, folder / file)
+        else:
+            save_tensors(folder / file, half)
+        digests[file] = digest(half)
+        before = score(backbone, backbone.visual_state(), task)
+        known[name] = [before, score(backbone, {n: t.float() for n, t in half.items()}, task)]
+    about = {"backbone": GLYPH_VIT, "recipe": asdict(RECIPE), "sizes": SIZES}
+    write_json(folder / "meta.json", about | {"known": known, "digests": digests})
+
+
+def prepare(frozen: Path, folder: Path) -> Made:
+    """The frozen pair as a user has it: a base, models, images of either task, class names."""
+    meta = read_json(frozen / "meta.json")
+    save_tensors(folder / "base.safetensors", load(GLYPH_VIT).visual_state())
+    tasks = {name: build(name, SIZES) for name in PAIR}
+    for name, task in tasks.items():
+        held = {"images": task.calibration.images, "labels": task.calibration.labels}
+        save_tensors(folder / f"{name}.safetensors", held)
+        np.savez(folder / f"{name}.npz", images=held["images"].numpy())  # no labels in it
+        words = {"classes": list(task.class_names), "templates": list(task.templates)}
+        (folder / f"{name}.json").write_text(json.dumps(words), encoding="utf-8")
+    given = {
+        "base": folder / "base.safetensors",
+        "models": {name: frozen / file for name, file in PAIR.items()},
+        "images": {name: folder / f"{name}.safetensors" for name in PAIR},
+        "classes": {name: folder / f"{name}.json" for name in PAIR},
+    }
+    known = {name: (before, after) for name, (before, after) in meta["known"].items()}
+    return Made(given, known, tasks)
+
+
+def levels(made: Made, n: int, seed: int) -> dict[str, dict[str, object]]:
+    """Arguments of `ml.forecast` at each level of evidence."""
+    weights = {name: made.given[name] for name in ("base", "models")}
+    flat = {name: Path(str(path)).with_suffix(".npz") for name, path in _images(made).items()}
+    known = {"known": made.known}
+    drawn = {"classes": made.given["classes"], "n": n, "seed": seed}
+    return {
+        "weights alone": weights,
+        "and known accuracies": weights | known,
+        "and unlabelled images": weights | known | drawn | {"images": flat},
+        "and their labels": weights | known | drawn | {"images": made.given["images"]},
+    }
+
+
+def _images(made: Made) -> Mapping[str, Path]:
+    held = made.given["images"]
+    assert isinstance(held, Mapping)
+    return held
+
+
+def truth(made: Made, methods: Sequence[str]) -> pd.DataFrame:
+    """What merges keep on the test images: method, a column a task, and the mean, normalized."""
+    backbone = load(GLYPH_VIT)
+    base = backbone.visual_state()
+    models = made.given["models"]
+    assert isinstance(models, Mapping)
+    tuned = [_state(path) for path in models.values()]
+    rows = []
+    for method in methods:
+        params = {"seed": 0} if METHODS[method].random else {}
+        merged = merge(base, tuned, method, **params, **preset(method))
+        kept = {
+            name: score(backbone, merged, task) / made.known[name][1]
+            for name, task in made.tasks.items()
+        }
+        rows.append({"method": method, **kept, "kept": sum(kept.values()) / len(kept)})
+    return pd.DataFrame(rows)
+
+
+def score(backbone: Backbone, state: Mapping[str, Tensor], task: Task) -> float:
+    """Accuracy of an image tower on a task's test images."""
+    visual = load(GLYPH_VIT).model.visual
+    visual.load_state_dict(dict(state))
+    head = zero_shot_head(backbone, task.class_names, task.templates)
+    test = task.test
+    return accuracy(visual, test.images, test.labels, head, normalize=backbone.normalize)
+
+
+def _state(path: Path) -> dict[str, Tensor]:
+    with opened(path) as weights:
+        return {name: weights.read(name).float() for name in weights.shapes}
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--to", type=Path, required=True)
+    freeze(parser.parse_args().to)
