@@ -212,18 +212,10 @@ def forecast(
     from mergelib.forecast.ask import Question
     from mergelib.forecast.judging import answer
 
-    named: Mapping[str, Source]
-    if isinstance(models, Mapping):
-        named = {name: _weights(model) for name, model in models.items()}
-    else:
-        from mergelib.checkpoints.names import names_of_paths
-
-        paths = [Path(model) for model in models]
-        named = dict(zip(names_of_paths(paths), paths, strict=True))
     asked = [methods] if isinstance(methods, str) else list(methods)
     question = Question(
         _weights(base),
-        named,
+        _by_name(models),
         tuple(asked),
         images,
         labels,
@@ -235,12 +227,24 @@ def forecast(
         backbone,
         None if cache is None else Path(cache),
     )
-    found = answer(question, progress)
-    if report is not None:
-        from mergelib.book.report import write_report
+    if report is None:
+        return answer(question, progress)
+    from mergelib.book.report import values_of, write_report
 
-        write_report(question, found, Path(report))
+    values_of(question)  # what cannot be reported is said before the work
+    found = answer(question, progress)
+    write_report(question, found, Path(report))
     return found
+
+
+def _by_name(models: "Mapping[str, Model] | Sequence[Path | str]") -> Mapping[str, Source]:
+    """Models by name; paths are named by what tells them apart."""
+    from mergelib.checkpoints.names import names_of_paths
+
+    if isinstance(models, Mapping):
+        return {name: _weights(model) for name, model in models.items()}
+    paths = [Path(model) for model in models]
+    return dict(zip(names_of_paths(paths), paths, strict=True))
 
 
 def _weights(model: Model) -> Source:

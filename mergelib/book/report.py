@@ -6,12 +6,13 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import mergelib
 from mergelib.book.chapters import execute
 from mergelib.book.figures import told
+from mergelib.book.keys import PACKAGE
 from mergelib.book.notebooks import INJECTED, read_notebook
 from mergelib.core.errors import MergelibError
 from mergelib.core.store import write_atomic
@@ -45,7 +46,7 @@ def chapter() -> Path:
 
     Raises MergelibError where neither has it.
     """
-    roots = (Path(mergelib.__file__).resolve().parents[1], Path.cwd())
+    roots = (PACKAGE.parent, Path.cwd())
     for root in roots:
         if (root / "book" / CHAPTER).is_file():
             return root / "book" / CHAPTER
@@ -56,7 +57,11 @@ def chapter() -> Path:
 
 
 def values_of(question: Question) -> dict[str, Any]:
-    """A question as parameters of the chapter. Raises MergelibError for models in memory."""
+    """A question as parameters of the chapter.
+
+    Raises MergelibError for models in memory, and as `chapter` does.
+    """
+    chapter()
     if not isinstance(question.base, str | Path):
         raise MergelibError("a report asks for models on disk: give the path of the base")
     by_task = ("models", "images", "labels", "heads", "classes")
@@ -97,8 +102,9 @@ def page(notebook: Path, style: str = "") -> str:
     held = read_notebook(notebook)
     title = held.cells[0].source.splitlines()[0].lstrip("# ")
     body = "\n".join(part for cell in held.cells for part in _parts(cell))
-    version = html.escape(mergelib.__version__)
-    return PAGE.format(title=html.escape(title), style=style, body=body, version=version)
+    return PAGE.format(
+        title=html.escape(title), style=style, body=body, version=version("mergelib")
+    )
 
 
 def _parts(cell: Any) -> Iterator[str]:
