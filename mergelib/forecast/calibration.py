@@ -36,7 +36,7 @@ def held_out(
     First with the coefficients of each method, then with those that all methods share. `of_folds`
     holds the sums of F folds, see `moments.summed`; sides are forecast for their own n.
     """
-    at = [bank.names.index(name) for name in names]
+    columns = bank.X[..., [bank.names.index(name) for name in names]]
     moments = of_folds.of(names)
     _, m, _, r, s, _ = bank.X.shape
     out = np.empty((2, len(pair), m, 2, r, s))
@@ -44,7 +44,7 @@ def held_out(
         coef, intercept = ridge(moments.at(1 / n), strength, sharing)
         for side, size in np.ndindex(2, s):
             rows = np.flatnonzero(bank.images[pair, side, size] == n)
-            x = bank.X[pair[rows], :, side, :, size][..., at]
+            x = columns[pair[rows], :, side, :, size]
             for k, which in enumerate((slice(m), slice(m, m + 1))):
                 b, c = coef[fold[rows], which], intercept[fold[rows], which]
                 out[k, rows, :, side, :, size] = (x @ b[..., None])[..., 0] + c[..., None]
