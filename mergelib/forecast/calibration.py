@@ -36,7 +36,7 @@ def held_out(
     First with the coefficients of each method, then with those that all methods share. `of_folds`
     holds the sums of F folds, see `moments.summed`; sides are forecast for their own n.
     """
-    at = [bank.names.index(name) for name in names]
+    columns = bank.X[..., [bank.names.index(name) for name in names]]
     moments = of_folds.of(names)
     _, m, _, r, s, _ = bank.X.shape
     out = np.empty((2, len(pair), m, 2, r, s))
@@ -44,19 +44,28 @@ def held_out(
         coef, intercept = ridge(moments.at(1 / n), strength, sharing)
         for side, size in np.ndindex(2, s):
             rows = np.flatnonzero(bank.images[pair, side, size] == n)
-            x = bank.X[pair[rows], :, side, :, size][..., at]
+            x = columns[pair[rows], :, side, :, size]
             for k, which in enumerate((slice(m), slice(m, m + 1))):
                 b, c = coef[fold[rows], which], intercept[fold[rows], which]
                 out[k, rows, :, side, :, size] = (x @ b[..., None])[..., 0] + c[..., None]
     return np.clip(out, 0.0, MOST)
 
 
-def calibrate(bank: Bank, forecasts: np.ndarray, pair: np.ndarray) -> Calibration:
-    """What left-out forecasts (2, Q, M, 2, R, S) of `pair` (Q,), from `held_out`, were off by."""
+def means_and_worse(sides: np.ndarray) -> np.ndarray:
+    """Forecasts of a pair's mean and of its worse side, (2, ..., R, S), from (..., 2, R, S)."""
+    return np.stack([sides.mean(axis=-3), sides.min(axis=-3)])
+
+
+def calibrate(bank: Bank, pair: np.ndarray, forecasts: np.ndarray) -> Calibration:
+    """What left-out forecasts of `pair` (Q,) were off by.
+
+    forecasts (2, 2, Q, M, R, S), `means_and_worse` of `held_out`: of mean and worse side, each
+    with the coefficients of the method and with those shared.
+    """
     inverse_n = (1 / bank.images[pair]).mean(axis=1)
     found = []
-    for outcome, of_sides in ((bank.mean, np.mean), (bank.worse, np.min)):
-        own, other = outcome[pair][:, :, None, None] - of_sides(forecasts, axis=3)
+    for outcome, of in zip((bank.mean, bank.worse), forecasts, strict=True):
+        own, other = outcome[pair][:, :, None, None] - of
         found.append(errors_of(own, other, inverse_n))
     (mean, correlation), (worse, _) = found
     return Calibration(mean, worse, correlation)

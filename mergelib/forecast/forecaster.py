@@ -17,7 +17,14 @@ from sklearn.utils.validation import check_is_fitted
 from mergelib.core.errors import MergelibError
 from mergelib.forecast import features
 from mergelib.forecast.bank import Bank, weight_metrics
-from mergelib.forecast.calibration import MOST, SHARING, STRENGTH, calibrate, held_out
+from mergelib.forecast.calibration import (
+    MOST,
+    SHARING,
+    STRENGTH,
+    calibrate,
+    held_out,
+    means_and_worse,
+)
 from mergelib.forecast.evidence import Evidence, Forecast, Probe
 from mergelib.forecast.moments import moments_of_pairs, ridge, summed
 from mergelib.forecast.statistics import COUNTS, OF_SCORES
@@ -72,7 +79,7 @@ class Forecaster(BaseEstimator):
         self.calibration_ = {}
         for level in levels():
             found = held_out(bank, folds, every, every, columns(level), self.strength, self.sharing)
-            self.calibration_[level] = calibrate(bank, found, every)
+            self.calibration_[level] = calibrate(bank, every, means_and_worse(found))
         return self
 
     def predict(self, evidence: Evidence, methods: Sequence[str]) -> dict[str, Forecast]:

@@ -14,11 +14,12 @@ from mergelib.pipeline.task_data import split
 from mergelib.tasks.splits import build
 
 SEEDS = 4  # a source of few images has no more to give after that
+MADE = 300  # images that a seed is asked for: a smaller pool is the beginning of a larger one
 
 
 def pool_key(run: Run, task: str, size: int) -> str:
     """The digest that a task's pool is stored under."""
-    return digest("pool", key(run, "data", task), size, SEEDS)[:24]
+    return digest("pool", key(run, "data", task), size, SEEDS, MADE)[:24]
 
 
 def pool_file(store: Path, run: Run, task: str, size: int) -> Path:
@@ -27,7 +28,7 @@ def pool_file(store: Path, run: Run, task: str, size: int) -> Path:
 
 
 def make_pool(store: Path, run: Run, task: str, size: int) -> Path:
-    """Store a task's pool, images and labels, at most `size`.
+    """Store a task's pool, images and labels, at most `size` (up to MADE).
 
     First the run's own calibration split, then those of the same task under other seeds, without
     any image of the run's training or test split or of the pool. What a source does not have it
@@ -40,11 +41,11 @@ def make_pool(store: Path, run: Run, task: str, size: int) -> Path:
     images, labels = [own.images], [own.labels]
     held = (split(store, run, task, name) for name in ("train", "test", "calibration"))
     seen = {image.tobytes() for part in held for image in part.images.numpy()}
-    sizes = asdict(run.sizes) | {"train": 1, "test": 1, "calibration": size}
+    sizes = asdict(run.sizes) | {"train": 1, "test": 1, "calibration": MADE}
     for seed in range(1, SEEDS + 1):
         more = build(task, sizes, run.seed + seed).calibration
         fresh = [k for k, x in enumerate(more.images.numpy()) if x.tobytes() not in seen]
-        fresh = fresh[: size - sum(map(len, labels))]
+        fresh = fresh[: max(size - sum(map(len, labels)), 0)]
         images.append(more.images[fresh])
         labels.append(more.labels[fresh])
         seen |= {image.tobytes() for image in more.images[fresh].numpy()}
