@@ -94,6 +94,7 @@ def merge(
     only: Sequence[str] = (),
     exclude: Sequence[str] = (),
     shared_rows: bool = False,
+    canonicalize: bool = False,
     dtype: str | None = None,
     max_shard_size: int | str | None = None,
     **params: Any,
@@ -109,7 +110,9 @@ def merge(
     `weights` multiply the task vectors, a number a model or finer (`mergelib.merging.weighting`);
     with `normalize` (default: for averages) they are made 1 on average. `only` and `exclude` are
     patterns of tensors to merge, or to leave as the base's; `shared_rows` merges resized tensors
-    over the rows that all have. What may surprise is told by `MergelibNote` warnings.
+    over the rows that all have. What may surprise is told by `MergelibNote` warnings: a model of
+    another base, an equal one, one whose heads or neurons were permuted or rescaled, which
+    `canonicalize` merges as it is nearest to the base (its owner may not want it merged).
     Raises MergelibError for an unknown method, edition, parameter or device, no model, tensors that
     do not fit or cannot be merged, NaN, a file that cannot be read and one that cannot be written.
 
@@ -127,6 +130,7 @@ def merge(
     if isinstance(models, (Mapping, str, Path, nn.Module)):
         raise MergelibError("the models must come as a list, even one alone: give [model]")
     chosen = {"only": list(only), "exclude": list(exclude), "shared_rows": shared_rows}
+    chosen["canonicalize"] = canonicalize
     set_to = {"parameters": params, "edition": edition, "seed": seed, "dtype": dtype}
     paths = [job.path_of(model) for model in models]
     recipe = asked(job.path_of(base), paths, method, weights, normalize, **set_to, **chosen)

@@ -18,7 +18,12 @@ EPILOG = (
     "folder, with all that the base holds and in its types. Beside it lies the recipe, which "
     "--recipe takes again. Patterns are of tensor names, such as '*.mlp.*'."
 )
+CANONICALIZE = (
+    "merge a model whose heads or neurons were permuted or rescaled as it is nearest to the base "
+    "(it is held in memory); who did that to a model may not want it merged: ask its owner"
+)
 OF_RECIPE = ("models", "method", "set", "weights", "only", "exclude", "dtype")
+SWITCHES = ("shared_rows", "canonicalize")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -35,6 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--only", action="append", default=[], metavar="PATTERN", help="tensors to merge")
     add("--exclude", action="append", default=[], metavar="PATTERN", help="to leave as the base's")
     add("--shared-rows", action="store_true", help="merge resized tensors over the rows all have")
+    add("--canonicalize", action="store_true", help=CANONICALIZE)
     add("--dtype", help="to write in (default: that of the base)")
     add("--max-shard-size", help="such as 5GB; more is written in shards")
     add("--cache", type=Path, help="folder of factors, which spare merges by tsv work")
@@ -76,8 +82,9 @@ def _recipe(args: argparse.Namespace) -> "Recipe":
 
     if args.recipe is not None:
         given = [f"--{name}" for name in ("base", *OF_RECIPE) if getattr(args, name)]
-        if given or args.shared_rows:
-            said = ", ".join(given or ["--shared-rows"])
+        given += [f"--{name.replace('_', '-')}" for name in SWITCHES if getattr(args, name)]
+        if given:
+            said = ", ".join(given)
             raise MergelibError(f"{args.recipe} says what to merge: leave out {said}")
         return read(args.recipe)
     for name in ("base", "models", "method"):
@@ -95,6 +102,7 @@ def _recipe(args: argparse.Namespace) -> "Recipe":
         only=args.only,
         exclude=args.exclude,
         shared_rows=args.shared_rows,
+        canonicalize=args.canonicalize,
     )
 
 

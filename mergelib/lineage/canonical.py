@@ -11,10 +11,10 @@ from scipy.linalg import solve_sylvester
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from mergelib.checkpoints.reading import Source, opened_models, views
+from mergelib.checkpoints.reading import Source, opened_models
 from mergelib.core.errors import MergelibError
-from mergelib.lineage.detect import is_rewritten
-from mergelib.lineage.heads import heads_of
+from mergelib.lineage.detect import as_views, is_rewritten
+from mergelib.lineage.heads import find_heads, heads_of
 from mergelib.lineage.invariants import compare
 from mergelib.lineage.symmetries import parts, read, rewritten
 
@@ -31,18 +31,23 @@ def canonicalize(base: Source, model: Source, heads: int | None = None) -> dict[
     their products), then per head min over A of ‖AᵀL − L0‖² + ‖A⁻¹R − R0‖². `heads`: of all
     layers, where neither config nor layout says. Raises MergelibError where they are not known, or
     where the model is as far from the base afterwards, and as `views` does.
+
+    What comes out is not the model before its lock, but what is nearest to the base of all that
+    compute the same: for the twenty glyph experts 11 to 14 % of ‖τ‖ away from it, τ's own part
+    along the symmetries.
     Source: the inverse of MergeLock (arXiv 2509.01548); Gauss-Newton of ours (`aligned`).
     """
-    first, (shown,), _ = views(base, [model], whole=True)
+    first, (shown,) = as_views(base, [model])
     with opened_models(first, [shown]) as (origin, (weights,)):
         new = []
         for part in parts(origin.shapes):
             start, tuned = read(origin, part), read(weights, part)
-            if not is_rewritten(compare(part.attention, start, tuned, heads)):
+            asked = ([first, shown], part, len(start[0]), heads)
+            count = find_heads(*asked) if part.attention else None
+            if not is_rewritten(compare(part.attention, start, tuned, count)):
                 continue
-            count = 1
             if part.attention:
-                count = heads_of([first, shown], part, len(start[0]), heads)
+                count = heads_of(*asked)
                 undone = _attention(start, tuned, count)
             else:
                 undone = _perceptron(start, tuned)

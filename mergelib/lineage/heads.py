@@ -41,20 +41,27 @@ def known_heads(source: Source, part: Part, width: int) -> int | None:
     return width // WIDTH if width % WIDTH == 0 else None
 
 
-def heads_of(sources: Sequence[Source], part: Part, width: int, given: int | None) -> int:
+def find_heads(
+    sources: Sequence[Source], part: Part, width: int, given: int | None = None
+) -> int | None:
     """The number of heads that is given, or that one of these checkpoints is known to have.
 
-    Raises MergelibError if it is not known, or does not divide the width.
+    Raises MergelibError if it does not divide the width.
     """
     if given is not None:
         return _fitting(given, width, "heads")
-    for source in sources:
-        if found := known_heads(source, part, width):
-            return found
-    raise MergelibError(
-        f"how many heads {part.name} has is not known, as no config.json says it: give the model "
-        "folder, or heads="
-    )
+    return next((n for each in sources if (n := known_heads(each, part, width))), None)
+
+
+def heads_of(sources: Sequence[Source], part: Part, width: int, given: int | None = None) -> int:
+    """As `find_heads`. Raises MergelibError if the number is not known, too."""
+    found = find_heads(sources, part, width, given)
+    if found is None:
+        raise MergelibError(
+            f"how many heads {part.name} has is not known, as no config.json says it: give the "
+            "model folder, or heads= of mergelib.lineage.canonical.canonicalize"
+        )
+    return found
 
 
 def _fitting(heads: int, width: int, where: str) -> int:

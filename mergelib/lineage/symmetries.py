@@ -19,6 +19,7 @@ from mergelib.checkpoints.weights import Weights
 # Names of a block's tensors after its prefix: three projections, or one that stacks them, and out.
 ATTENTION = (
     (("attn.in_proj_",), "attn.out_proj."),  # open_clip, and whatever CLIP is read as it
+    (("attention.in_proj_",), "attention.out_proj."),  # SigLIP's pooling
     (("attn.qkv.",), "attn.proj."),  # timm
     (("self_attn.q_proj.", "self_attn.k_proj.", "self_attn.v_proj."), "self_attn.out_proj."),
     (("self_attn.q_proj.", "self_attn.k_proj.", "self_attn.v_proj."), "self_attn.o_proj."),
@@ -120,25 +121,21 @@ def _part(
     return Part(name, attention, (*rows, Rows(f"{out}weight", flips=True)))
 
 
-def read(weights: Weights, part: Part, columns: Tensor | None = None) -> list[Tensor]:
-    """The matrices of a part, float64 on the CPU: (r, d), with a column more where there is a bias.
+def read(
+    weights: Weights, part: Part, columns: int | None = None, dtype: torch.dtype = torch.float64
+) -> list[Tensor]:
+    """The matrices of a part, on the CPU: (r, d), with a column more where there is a bias.
 
-    `columns` asks for some of the d columns only. Raises MergelibError if what was asked for is not
-    finite.
+    `columns`: only so many of the d. Entries that are not finite are not refused here.
     """
     found = []
     for each in part.rows:
         tensor = weights.get(each.weight).detach()
         tensor = _third(tensor.T if each.flips else tensor, each)
-        matrix = (
-            (tensor if columns is None else tensor[:, columns.to(tensor.device)]).double().cpu()
-        )
+        matrix = tensor[:, :columns].to("cpu", dtype)
         if each.bias is not None:
-            bias = _third(weights.get(each.bias).detach(), each).double().cpu()
+            bias = _third(weights.get(each.bias).detach(), each).to("cpu", dtype)
             matrix = torch.cat([matrix, bias[:, None]], dim=1)
-        if not matrix.isfinite().all():
-            for name in part.tensors:
-                weights.read(name)  # which tells its name
         found.append(matrix)
     return found
 

@@ -9,9 +9,9 @@
     parameters: {alpha: 0.5}
 
 Further keys: edition, seed, normalize, dtype (to write in), only and exclude (patterns of the names
-of tensors to merge, or not to), shared_rows. Weights, numbers or finer (`weighting`), multiply the
-task vectors. Files with mergekit's keys (`merge_method`) are read too (`mergekit`). No key is
-passed over in silence.
+of tensors to merge, or not to), shared_rows, canonicalize. Weights, numbers or finer (`weighting`),
+multiply the task vectors. Files with mergekit's keys (`merge_method`) are read too (`mergekit`). No
+key is passed over in silence.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -43,7 +43,11 @@ class ModelSpec:
 
 @dataclass(frozen=True)
 class Recipe:
-    """One merge. `normalize`: the models' weights are made 1 on average, in every tensor."""
+    """One merge.
+
+    `normalize`: the models' weights are made 1 on average, in every tensor. `canonicalize`: models
+    that were reparameterised are merged as they are nearest to the base (`mergelib.lineage`).
+    """
 
     base: str
     models: list[ModelSpec]
@@ -56,6 +60,7 @@ class Recipe:
     only: list[str] = field(default_factory=list)
     exclude: list[str] = field(default_factory=list)
     shared_rows: bool = False
+    canonicalize: bool = False
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -187,7 +192,7 @@ def _check(given: Mapping[str, Any]) -> None:
     seed = given.get("seed", 0)
     if isinstance(seed, bool) or not isinstance(seed, int):
         raise MergelibError(f"'seed' must be a whole number, not {seed!r}")
-    for key in ("normalize", "shared_rows"):
+    for key in ("normalize", "shared_rows", "canonicalize"):
         if not isinstance(given.get(key, False), bool):
             raise MergelibError(f"{key!r} must be true or false, not {given[key]!r}")
     if given.get("dtype") not in (None, *DTYPES):

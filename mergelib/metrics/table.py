@@ -11,6 +11,7 @@ from mergelib.checkpoints.names import names_of_paths
 from mergelib.checkpoints.reading import Source, text_matrices, views
 from mergelib.checkpoints.selection import Choice
 from mergelib.core.errors import MergelibError, tell
+from mergelib.lineage.detect import findings
 from mergelib.metrics.cache import cached_survey
 from mergelib.metrics.inputs import Inputs, read_inputs
 from mergelib.metrics.registry import METRICS, check_edition, published_metrics
@@ -82,10 +83,11 @@ def pairwise_of_checkpoints(
     `choice` leaves tensors out. Models that come as a list of paths are named by what tells these
     apart (`mergelib.checkpoints.names`). `edition="paper"` also counts the matrices of the base's
     text side, as zero. `cache` is a folder that keeps what was computed, by content, so that one
-    more model costs its own pass; `device` is where factors and Gram matrices are computed. Raises
-    MergelibError for fewer than two models, one given twice, where no model differs from the base,
-    an unknown metric or
-    edition, and as `mergelib.checkpoints.task_vectors.task_vectors` does.
+    more model costs its own pass. A model that is of another base, reparameterised or equal to
+    another one is told of (`mergelib.lineage`), and measured. `device` is where factors and Gram
+    matrices are computed. Raises MergelibError for fewer than two models, one given twice, where no
+    model differs from the base, an unknown metric or edition, and as
+    `mergelib.checkpoints.task_vectors.task_vectors` does.
     """
     check_edition(edition)
     names = weight_metrics() if names is None else [METRICS[name].name for name in names]
@@ -98,6 +100,7 @@ def pairwise_of_checkpoints(
     base, shown, found = views(base, sources, choice, whole)
     sources = [*shown]
     tell(found.notes)
+    tell(str(each) for each in findings(base, sources) if each.kind != "equal_to_base")
     summaries: Sequence[Source]
     if cache is None:
         layer_grams, summaries = survey(base, sources, device=device)

@@ -4,6 +4,7 @@ import re
 from collections.abc import Collection, Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import torch
@@ -85,6 +86,7 @@ def _factor(name: str) -> re.Match[str] | None:
     return next((match for each in FACTORS if (match := each.fullmatch(name))), None)
 
 
+@lru_cache(maxsize=1 << 14)  # files are opened again and again
 def _other_kind(name: str) -> str | None:
     for part in name.split("."):
         for pattern, kind in OTHERS.items():
