@@ -12,13 +12,19 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import torch
+from matplotlib.figure import Figure
 from torch import Tensor
 
 from mergelib.checkpoints.reading import opened
 from mergelib.core.store import digest, read_json, save_tensors, write_json
+from mergelib.face import forecast
+from mergelib.forecast.answer import Answer, Judged, from_json
+from mergelib.forecast.verdict import THRESHOLD
+from mergelib.forecast.words import by_name, in_shell, models_of
 from mergelib.merging.engine import merge
 from mergelib.merging.registry import METHODS, preset
 from mergelib.models.accuracy import accuracy
@@ -27,10 +33,13 @@ from mergelib.models.finetune import Recipe, finetune
 from mergelib.models.heads import zero_shot_head
 from mergelib.tasks.registry import Task
 from mergelib.tasks.splits import build
+from studies import plots
+from studies.display import label
 
 PAIR = {"latin_lower": "latin_lower.safetensors", "braille": "braille.pt"}
 SIZES = {"train": 2400, "calibration": 100, "test": 300}  # the benchmark's
 RECIPE = Recipe(steps=40, batch=64, learning_rate=1e-3, weight_decay=0.1, seed=1)
+UNLABELLED = "and unlabelled images"  # the usual level of evidence
 
 
 @dataclass(frozen=True)
@@ -97,7 +106,7 @@ def levels(made: Made, n: int, seed: int) -> dict[str, dict[str, object]]:
     return {
         "weights alone": weights,
         "and known accuracies": weights | known,
-        "and unlabelled images": weights | known | drawn | {"images": flat},
+        UNLABELLED: weights | known | drawn | {"images": flat},
         "and their labels": weights | known | drawn | {"images": made.given["images"]},
     }
 
@@ -106,6 +115,51 @@ def _images(made: Made) -> Mapping[str, Path]:
     held = made.given["images"]
     assert isinstance(held, Mapping)
     return held
+
+
+def ask(words: Mapping[str, str], answered: str, **settings: object) -> Answer:
+    """The answer to what the chapter is given: the one that is there, or a new one.
+
+    `words` by the names of the command's arguments, each as it is written there.
+    """
+    if answered:
+        return from_json(read_json(Path(answered)))
+    models = models_of(in_shell(words["models"]))
+    given: dict[str, object] = {
+        name: by_name(in_shell(words[name]), models, name)
+        for name in ("images", "labels", "heads", "classes")
+        if words[name]
+    }
+    known = words["known"] or None
+    methods = words["methods"].split(",")
+    return forecast(words["base"], models, methods, known=known, **given, **settings)
+
+
+def moved(of: Judged, most: int = 6) -> pd.DataFrame:
+    """What moved the recommended method's forecast most: evidence, by. Rounded before the order."""
+    found = pd.DataFrame(of.best.drivers.items(), columns=["evidence", "by"])
+    found = found.assign(size=found["by"].abs().round(9))
+    return found.sort_values("size", ascending=False, kind="stable")[["evidence", "by"]].head(most)
+
+
+def draw(of: Judged, kept: pd.Series | None = None) -> Figure:
+    """Forecasts with both intervals, a line a method; and what merges kept, where it is known."""
+    table = of.table()
+    fig, ax = plt.subplots(figsize=(6.4, 0.5 * len(table) + 1.6))
+    for k, row in enumerate(table.to_dict("records")):
+        color = plots.color(row["method"], k)
+        ax.plot([row["low95"], row["high95"]], [k, k], color=color, linewidth=1.2)
+        ax.plot([row["low80"], row["high80"]], [k, k], color=color, linewidth=5, alpha=0.5)
+        ax.plot(row["mean"], k, "o", color=color)
+        if kept is not None:
+            ax.plot(kept[row["method"]], k, "D", color="black", fillstyle="none")
+    ax.axvline(THRESHOLD, color=plots.BASELINE, linestyle="--", linewidth=1.2)
+    ax.set_yticks(range(len(table)), [label(name) for name in table["method"]])
+    ax.invert_yaxis()
+    ax.set(
+        xlabel="normalized accuracy, mean of the tasks", title="What merging is forecast to keep"
+    )
+    return fig
 
 
 def truth(made: Made, methods: Sequence[str]) -> pd.DataFrame:

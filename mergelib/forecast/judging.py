@@ -137,9 +137,8 @@ def _seen(question: Question, found: Findings) -> dict[str, object]:
 def _checks(question: Question, found: Findings) -> tuple[str, ...]:
     """What was looked for in vain, and what the reader should know."""
     count = len(question.models)
-    said = [
-        f"all {count} models come from this base, none is it, equals another or was reparameterised"
-    ]
+    which = "both models" if count == 2 else f"all {count} models"
+    said = [f"{which} come from this base; none is it, equals another or was reparameterised"]
     if not found.pairs[next(iter(found.pairs))].probes:
         said.append("no images: the forecast is the prior, and its intervals are wide")
     elif not found.heads:
