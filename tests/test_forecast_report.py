@@ -1,4 +1,4 @@
-"""The report of a forecast: the book's chapter on a user's files, one page that needs no network."""
+"""The report of a forecast: the chapter on a user's files, one page that needs no network."""
 
 import html.parser
 import json

@@ -15,7 +15,6 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
@@ -36,7 +35,7 @@ from mergelib.tasks.splits import build
 from studies import plots
 from studies.display import label
 
-PAIR = {"latin_lower": "latin_lower.safetensors", "braille": "braille.pt"}
+PAIR = {name: f"{name}.safetensors" for name in ("latin_lower", "braille")}
 SIZES = {"train": 2400, "calibration": 100, "test": 300}  # the benchmark's
 RECIPE = Recipe(steps=40, batch=64, learning_rate=1e-3, weight_decay=0.1, seed=1)
 UNLABELLED = "and unlabelled images"  # the usual level of evidence
@@ -55,7 +54,7 @@ class Made:
 
 
 def freeze(folder: Path) -> None:
-    """Fine-tune the pair; two checkpoints in two formats, float16, and how they came about."""
+    """Fine-tune the pair; two checkpoints, float16, and how they came about."""
     backbone = load(GLYPH_VIT)
     folder.mkdir(parents=True, exist_ok=True)
     known, digests = {}, {}
@@ -65,10 +64,7 @@ def freeze(folder: Path) -> None:
         images = backbone.normalize(task.train.images)
         state = finetune(backbone.model.visual, images, task.train.labels, head, RECIPE)
         half = {n: tensor.half() for n, tensor in state.items()}
-        if file.endswith(".pt"):
-            torch.save(half, folder / file)
-        else:
-            save_tensors(folder / file, half)
+        save_tensors(folder / file, half)
         digests[file] = digest(half)
         before = score(backbone, backbone.visual_state(), task)
         known[name] = [before, score(backbone, {n: t.float() for n, t in half.items()}, task)]
