@@ -13,12 +13,12 @@ from sklearn.preprocessing import StandardScaler
 
 from mergelib.core.errors import MergelibError
 from mergelib.forecast.bank import assemble, weight_metrics
-from mergelib.forecast.calibration import MOST, held_out
+from mergelib.forecast.calibration import MOST, calibrate, combined, held_out, with_paired
 from mergelib.forecast.document import read_forecaster, to_document, write_forecaster
 from mergelib.forecast.evidence import Evidence, Known, Probe
-from mergelib.forecast.forecaster import Forecaster, columns, level_of, levels
+from mergelib.forecast.forecaster import Forecaster, columns, level_of, levels, paired
 from mergelib.forecast.intervals import GRID, Errors, errors_of
-from mergelib.forecast.moments import moments_of_pairs, ridge, summed
+from mergelib.forecast.moments import Moments, moments_of_pairs, ridge, summed
 from mergelib.forecast.verdict import WILL, WILL_NOT, images_to_label, verdict
 
 pytestmark = pytest.mark.numeric
@@ -84,25 +84,32 @@ def test_a_bank_with_a_hole_is_refused():
 # ---- Moments and fits ---------------------------------------------------------------------------
 
 
-def test_moments_are_a_line_in_one_over_n_fitted_side_by_side(made):
+def test_moments_are_sums_over_sides_and_means_over_draws(made):
     names = ("soft", "drift", "fine_tuned")
     at = [made.names.index(name) for name in names]
     found = moments_of_pairs(made).of(names)
-    for p, m in itertools.product((0, 9), range(len(METHODS))):
-        a, b = np.zeros((5, 5)), np.zeros((5, 5))
+    assert made.images.min(axis=(0, 1)).tolist() == [5, 15, 15]  # of the first task
+    for p, m, s in itertools.product((0, 9), range(len(METHODS)), range(3)):
+        wanted = np.zeros((5, 5))
         for side in (0, 1):
-            x, products = [], []
-            for s in range(3):
-                x.append([1.0, 1 / made.images[p, side, s]])
-                total = np.zeros((5, 5))
+            if made.images[p, side, s] == made.sizes[s]:
                 for row in made.X[p, m, side, :, s][:, at]:
                     z = np.array([1.0, *row, made.kept[p, m, side]])
-                    total += np.outer(z, z) / len(made.X[p, m, side])
-                products.append(total.ravel())
-            line = np.linalg.lstsq(np.array(x), np.array(products), rcond=None)[0]
-            a, b = a + line[0].reshape(5, 5), b + line[1].reshape(5, 5)
-        np.testing.assert_allclose(found.A[p, m], a, atol=EXACT)
-        np.testing.assert_allclose(found.B[p, m], b, atol=100 * EXACT)  # slopes in 1 / n
+                    wanted += np.outer(z, z) / len(made.X[p, m, side])
+        np.testing.assert_allclose(found.total[p, s, m], wanted, atol=EXACT)
+
+
+def test_between_sizes_products_are_a_line_in_one_over_n():
+    rng = np.random.default_rng(0)
+    of_size = rng.normal(size=(3, 1, 4, 4))
+    of_size[:, 0, 0, 0] = [2.0, 7.0, 3.0]  # sides
+    held = Moments(("x", "y"), np.array([5, 20, 80]), of_size)
+    mean = of_size / of_size[:, :, :1, :1]
+    for n, pair, share in ((10, (0, 1), 2 / 3), (40, (1, 2), 2 / 3), (20, (1, 2), 0.0)):
+        wanted = (1 - share) * mean[pair[0]] + share * mean[pair[1]]
+        np.testing.assert_allclose(held.at(n), wanted, atol=EXACT)
+    for n, k in ((1, 0), (5, 0), (80, 2), (1000, 2)):
+        np.testing.assert_allclose(held.at(n), mean[k], atol=EXACT)
 
 
 @pytest.mark.parametrize("sharing", [0.0, 2.0])
@@ -121,7 +128,7 @@ def test_ridge_of_one_method_is_that_of_scikit_learn(sharing):
 
 def test_sharing_goes_from_fits_of_each_method_to_one_slope_for_all(made):
     names = ["soft", "drift"]
-    products = summed(moments_of_pairs(made).of(names), np.ones((1, len(made.ends)))).at(0.05)
+    products = summed(moments_of_pairs(made).of(names), np.ones((1, len(made.ends)))).at(20)
     apart, _ = ridge(products, 0.1, 0.0)
     together, _ = ridge(products, 0.1, 1e9)
     for m in range(len(METHODS)):
@@ -145,7 +152,7 @@ def test_a_statistic_counts_as_much_as_its_images_make_it_worth():
     every = summed(moments_of_pairs(world).of(["soft"]), np.ones((1, len(world.ends))))
     variance = world.kept.var(axis=(0, 2)).mean()
     for n in (5, 20, 80):
-        slope = ridge(every.at(1 / n), 0.0, 1e9)[0][0, -1, 0]
+        slope = ridge(every.at(n), 0.0, 1e9)[0][0, -1, 0]
         # some 1650 sides and 6 draws of each: the noise of the slope is a few hundredths
         assert slope == pytest.approx(variance / (variance + 0.1 / n), abs=0.08)
 
@@ -166,11 +173,37 @@ def test_left_out_forecasts_are_those_of_a_bank_without_the_two_tasks(made):
         total = summed(moments_of_pairs(rest).of(names), np.ones((1, len(rest.ends))))
         at = [made.names.index(name) for name in names]
         for m, side, draw, s in itertools.product(range(3), (0, 1), (0, 5), range(3)):
-            coef, intercept = ridge(total.at(1 / made.images[k, side, s]), 0.1, 0.5)
+            coef, intercept = ridge(total.at(made.images[k, side, s]), 0.1, 0.5)
             x = made.X[k, m, side, draw, s][at]
             for found, which in ((own, m), (other, -1)):
                 wanted = min(max(x @ coef[0, which] + intercept[0, which], 0), MOST)
                 assert found[k, m, side, draw, s] == pytest.approx(wanted, abs=EXACT)
+
+
+def test_labels_count_by_their_precision(made):
+    found = combined(0.9, 0.02**2, 0.8, 0.04**2)
+    assert found == pytest.approx((0.9 / 0.02**2 + 0.8 / 0.04**2) / (1 / 0.02**2 + 1 / 0.04**2))
+    assert combined(0.9, 0.01, 3.0, 1e-9) == MOST and combined(0.9, 0.01, -3.0, 1e-9) == 0
+    pair, sides = np.array([3]), np.full((1, 3, 2, 6, 3), 0.9)
+    of_side = np.array([[0.001, 0.01]] * 3)
+    got = with_paired(made, pair, sides, of_side, ("paired", "paired_variance"))
+    x = dict(zip(made.names, made.X[3, 1, 0, 2, 1], strict=True))
+    v = 0.001 + 0.01 / made.images[3, 0, 1]
+    wanted = combined(0.9, v, x["paired"], x["paired_variance"])
+    assert got[0, 1, 0, 2, 1] == pytest.approx(wanted, abs=EXACT)
+    assert with_paired(made, pair, sides, of_side, ()) is sides
+
+
+def test_the_calibration_is_of_what_left_out_forecasts_were_off_by(made):
+    pair, rng = np.arange(len(made.ends)), np.random.default_rng(0)
+    forecasts = made.kept[None, ..., None, None] + rng.normal(0, 0.03, (2, 21, 3, 2, 6, 3))
+    found = calibrate(made, pair, forecasts)
+    # 756 sides a method, at every size alike: a tenth; of a pair's mean, half the variance
+    total = found.side[:, 0] + found.side[:, 1] * np.mean(1 / made.images)
+    np.testing.assert_allclose(total, 0.03**2, rtol=0.15)
+    total = found.mean.variance @ [1, np.mean(1 / made.images)]
+    np.testing.assert_allclose(total, 0.03**2 / 2, rtol=0.15)
+    assert found.worse.middle > 0.05  # the lower of two noisy forecasts is too low
 
 
 # ---- Errors, intervals, words -------------------------------------------------------------------
@@ -255,18 +288,25 @@ def evidence(made, pair: int, method: int, draw: int, size: int, level) -> Evide
 def test_a_forecast_from_evidence_is_the_fit_on_the_bank_s_row(made, fitted, level):
     names, of_pairs = columns(level), moments_of_pairs(made)
     whole = summed(of_pairs, np.ones((1, len(made.ends))))
-    pair, method, draw, size = np.array([4]), 1, 2, 1
+    # one side with fewer images than asked for; without a probe, the fit for most images
+    pair, method, draw, size = (np.array([4]), 1, 2, 1) if level[2] else (np.array([9]), 1, 2, 2)
     own, other = held_out(made, whole, np.array([0]), pair, names)
-    given = evidence(made, 4, method, draw, size, level)
+    given = evidence(made, int(pair[0]), method, draw, size, level)
     assert level_of(given, METHODS[method]) == level
     found = fitted.predict(given, [METHODS[method]])[METHODS[method]]
+    errors = fitted.calibration_[level]
+    of_side = errors.side[: len(METHODS)], np.tile(errors.side[-1], (len(METHODS), 1))
+    own, other = (
+        with_paired(made, pair, x, variance, paired(level))
+        for x, variance in zip((own, other), of_side, strict=True)
+    )
     wanted = own[0, method, :, draw, size]
     np.testing.assert_allclose(found.sides, wanted, atol=EXACT)
     assert found.mean == pytest.approx(wanted.mean(), abs=EXACT)
     assert found.interval95[0] <= found.interval80[0] <= found.interval80[1] <= found.interval95[1]
     assert 0 <= found.p_worse_095 <= found.p_worse_090 <= 1
     if min(wanted) > 0 and max(wanted) < MOST:
-        coef, intercept = ridge(whole.of(names).at(1 / 20)[0], fitted.strength, fitted.sharing)
+        coef, intercept = ridge(whole.of(names).at(20)[0], fitted.strength, fitted.sharing)
         start = found.mean - sum(found.drivers.values())
         average = made.kept[:, method].mean()
         assert start == pytest.approx(average, abs=0.01)  # columns' means wander with 1 / n
@@ -287,7 +327,7 @@ def test_a_fitted_forecaster_comes_back_from_its_document(made, fitted, tmp_path
         assert one.verdict == two.verdict
     assert fitted.recommend(fitted.predict(given, ["one"])) == ("one", 0.0)
     broken = json.loads((tmp_path / "x.json").read_text())
-    del broken["A"]
+    del broken["products"]
     (tmp_path / "x.json").write_text(json.dumps(broken))
     with pytest.raises(MergelibError, match="x.json holds no forecaster"):
         read_forecaster(tmp_path / "x.json")

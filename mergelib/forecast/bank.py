@@ -24,8 +24,9 @@ class Bank:
     """P pairs, M methods, two sides, R draws at S sizes, K columns of `names`.
 
     world (P,): where a pair comes from; tasks, and ends (P, 2) into them (a task belongs to one
-    world); columns X (P, M, 2, R, S, K); images (P, 2, S): how many a draw holds; kept (P, M, 2)
-    merged / fine-tuned accuracy of each side on test images.
+    world); columns X (P, M, 2, R, S, K); sizes (S,), rising: images asked of a draw, and images
+    (P, 2, S): how many it holds; kept (P, M, 2) merged / fine-tuned accuracy of each side on test
+    images.
     """
 
     world: np.ndarray
@@ -33,6 +34,7 @@ class Bank:
     ends: np.ndarray
     methods: tuple[str, ...]
     names: tuple[str, ...]
+    sizes: np.ndarray
     X: np.ndarray
     images: np.ndarray
     kept: np.ndarray
@@ -83,6 +85,7 @@ def assemble(
     pair = ["world", *KEYS]
     pairs = probes[pair].drop_duplicates().reset_index(drop=True)
     axes = [list(dict.fromkeys(probes[name])) for name in GRID[2:]]
+    axes[1:] = map(sorted, axes[1:])  # sides, draws, sizes
     shape = (len(pairs), *map(len, axes))
     if len(probes) != np.prod(shape) or probes.duplicated(["world", *GRID]).any():
         raise MergelibError(
@@ -115,7 +118,8 @@ def assemble(
     images = held("images")[:, 0, :, 0]
     X = np.stack(list(columns.values()), axis=-1)
     world = pairs["world"].to_numpy(str)
-    return Bank(world, tuple(of_task.index), ends, methods, tuple(columns), X, images, kept)
+    sizes = np.array(axes[3])
+    return Bank(world, tuple(of_task.index), ends, methods, tuple(columns), sizes, X, images, kept)
 
 
 def _columns(held, shape, zero_shot: np.ndarray, fine_tuned: np.ndarray) -> dict[str, np.ndarray]:

@@ -25,9 +25,9 @@ def to_document(fitted: Forecaster, meta: dict[str, Any]) -> dict[str, Any]:
         "methods": list(fitted.methods_),
         "names": list(held.names),
         "range": fitted.range_.tolist(),
-        # sums over one fold of products, below and on the diagonal
-        "A": held.A[0][:, *lower].tolist(),
-        "B": held.B[0][:, *lower].tolist(),
+        "sizes": held.sizes.tolist(),
+        # E[z z'] at every size, below and on the diagonal
+        "products": [[m[lower].tolist() for m in held.at(n)[0]] for n in held.sizes],
         "calibration": {_name(level): _calibration(x) for level, x in fitted.calibration_.items()},
     }
 
@@ -36,7 +36,8 @@ def from_document(document: dict[str, Any]) -> Forecaster:
     """The forecaster that `to_document` wrote. Raises KeyError for a part that is not there."""
     fitted = Forecaster(document["strength"], document["sharing"])
     names = tuple(document["names"])
-    fitted.moments_ = Moments(names, *(_square(document[k], len(names) + 2) for k in "AB"))
+    products = _symmetric(np.array(document["products"]), len(names) + 2)
+    fitted.moments_ = Moments(names, np.array(document["sizes"]), products[None])
     fitted.methods_ = tuple(document["methods"])
     fitted.range_ = np.array(document["range"])
     fitted.calibration_ = {}
@@ -46,8 +47,8 @@ def from_document(document: dict[str, Any]) -> Forecaster:
             Errors(np.array(held[k]["variance"]), np.array(held[k]["quantiles"]))
             for k in ("mean", "worse")
         )
-        correlation = np.array(held["correlation"])
-        fitted.calibration_[level] = Calibration(mean, worse, correlation)
+        side, correlation = (np.array(held[k]) for k in ("side", "correlation"))
+        fitted.calibration_[level] = Calibration(side, mean, worse, correlation)
     return fitted
 
 
@@ -78,15 +79,15 @@ def _calibration(held: Calibration) -> dict[str, Any]:
         name: {"variance": e.variance.tolist(), "quantiles": e.quantiles.tolist()}
         for name, e in errors.items()
     }
-    return found | {"correlation": held.correlation.tolist()}
+    return found | {"side": held.side.tolist(), "correlation": held.correlation.tolist()}
 
 
-def _square(rows: list, size: int) -> np.ndarray:
-    lower = np.tril_indices(size)
-    values = np.array(rows)
-    out = np.empty((1, len(values), size, size))
-    out[0][:, *lower] = values
-    out[0].swapaxes(1, 2)[:, *lower] = values
+def _symmetric(lower: np.ndarray, size: int) -> np.ndarray:
+    """Matrices (..., size, size) from what they hold below and on the diagonal."""
+    at = np.tril_indices(size)
+    out = np.empty((*lower.shape[:-1], size, size))
+    out[..., *at] = lower
+    out.swapaxes(-1, -2)[..., *at] = lower
     return out
 
 

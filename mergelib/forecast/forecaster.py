@@ -22,8 +22,8 @@ from mergelib.forecast.calibration import (
     SHARING,
     STRENGTH,
     calibrate,
+    combined,
     held_out,
-    means_and_worse,
 )
 from mergelib.forecast.evidence import Evidence, Forecast, Probe
 from mergelib.forecast.moments import moments_of_pairs, ridge, summed
@@ -42,7 +42,7 @@ def levels() -> list[Level]:
 
 
 def columns(level: Level) -> list[str]:
-    """The columns that a level of evidence has."""
+    """The columns that a level of evidence regresses on."""
     weights, known, probe = level
     found = weight_metrics() if weights else []
     found += features.KNOWN if known else ()
@@ -51,16 +51,24 @@ def columns(level: Level) -> list[str]:
     elif probe:
         found += features.UNLABELLED
     if probe == "labels":
-        found += features.LABELLED if known else features.LABELLED_ALONE
+        found += features.CONTROLS if known else features.CONTROLS_ALONE
     return found
+
+
+def paired(level: Level) -> tuple[str, ...]:
+    """Columns of the paired estimate and its variance, none without labels."""
+    _, known, probe = level
+    if probe != "labels":
+        return ()
+    return features.PAIRED if known else features.PAIRED_ALONE
 
 
 class Forecaster(BaseEstimator):
     """The forecast as an estimator: `fit` on a bank, `predict` from evidence.
 
     y_t = b(n)'x_t + c of side t, b(n) from `moments.ridge` on the products expected of n images;
-    the pair's forecast is the mean over sides, its errors those of the bank's pairs when both
-    their tasks are left out.
+    with labels, that and the paired answers each by its precision. The pair's forecast is the mean
+    over sides, its errors those of the bank's pairs when both their tasks are left out.
     """
 
     def __init__(self, strength: float = STRENGTH, sharing: float = SHARING) -> None:
@@ -79,7 +87,7 @@ class Forecaster(BaseEstimator):
         self.calibration_ = {}
         for level in levels():
             found = held_out(bank, folds, every, every, columns(level), self.strength, self.sharing)
-            self.calibration_[level] = calibrate(bank, every, means_and_worse(found))
+            self.calibration_[level] = calibrate(bank, every, found, paired(level))
         return self
 
     def predict(self, evidence: Evidence, methods: Sequence[str]) -> dict[str, Forecast]:
@@ -117,7 +125,7 @@ class Forecaster(BaseEstimator):
             at = self.methods_.index(method)
         sides, drivers = self._sides(evidence, method, level, at)
         probes = evidence.probes.get(method)
-        inverse_n = sum(0.5 / p.n for p in probes) if probes else 0.0
+        inverse_n = sum(0.5 / p.n for p in probes) if probes else 1 / self.moments_.sizes[-1]
         cal = self.calibration_[level]
         mean, worse, side = sides.mean(), sides.min(), int(sides.argmin())
         spread = [float(e.spread(at, inverse_n)) for e in (cal.mean, cal.worse)]
@@ -146,17 +154,23 @@ class Forecaster(BaseEstimator):
         low, high = self.range_[places].T
         moments = self.moments_.of(names)
         probes = evidence.probes.get(method, (None, None))
-        sides, moved = np.empty(2), np.zeros(len(names))
+        sides, moved, by_labels = np.empty(2), np.zeros(len(names)), 0.0
         for k, probe in enumerate(probes):
-            products = moments.at(0.0 if probe is None else 1 / probe.n)[0]
+            products = moments.at(moments.sizes[-1] if probe is None else probe.n)[0]
             coef, intercept = ridge(products, self.strength, self.sharing)
             given = columns_of(evidence, k, probe)
             x = np.clip([given[name] for name in names], low, high)
-            sides[k] = x @ coef[at] + intercept[at]
+            sides[k] = np.clip(x @ coef[at] + intercept[at], 0.0, MOST)
             middle = products[:, 0, 1:-1]
             middle = middle[at] if at < len(middle) else middle.mean(axis=0)
             moved += coef[at] * (x - middle) / 2
-        return np.clip(sides, 0.0, MOST), dict(zip(names, moved.tolist(), strict=True))
+            if probe is not None and (pair := paired(level)):
+                v_inf, v_1 = self.calibration_[level].side[at]
+                before = sides[k]
+                sides[k] = combined(before, v_inf + v_1 / probe.n, *(given[n] for n in pair))
+                by_labels += float(sides[k] - before) / 2
+        drivers = dict(zip(names, moved.tolist(), strict=True))
+        return sides, drivers | ({"paired": by_labels} if paired(level) else {})
 
 
 def level_of(evidence: Evidence, method: str) -> Level:

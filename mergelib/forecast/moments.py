@@ -1,9 +1,9 @@
 """Ridge regression on columns that are means over n images, for any n, from a bank of several n.
 
-Of columns x seen on n images, the expected products are those of an endless sample and a noise that
-falls with n: E[z z'] = A + B / n, z = (1, x, y). A and B are fitted to the bank's sizes, and a fit
-for n images is ridge regression on A + B / n: so a statistic counts as much as n images make it
-worth. Source: regression calibration for errors in variables (Fuller 1987, section 1.2).
+Of columns x seen on n images the expected products E[z z'], z = (1, x, y), are those of an endless
+sample and a noise that falls as 1 / n. A fit for n images is ridge regression on the products that
+columns on n images have: so a statistic counts as much as n images make it worth.
+Source: regression calibration for errors in variables (Fuller 1987, section 1.2).
 """
 
 from collections.abc import Sequence
@@ -16,45 +16,55 @@ from mergelib.forecast.bank import Bank
 
 @dataclass(frozen=True)
 class Moments:
-    """Sums over sides of merges, z = (1, x, y) of K columns: A and B (..., M, K + 2, K + 2).
+    """Sums of z z' over sides of merges at S sizes, z = (1, x, y) of K columns.
 
-    ends (..., 2): the tasks of each pair where the first axis is one, None where it is summed.
+    total (..., S, M, K + 2, K + 2); sizes (S,), rising: the images that the columns were seen on.
     """
 
     names: tuple[str, ...]
-    A: np.ndarray
-    B: np.ndarray
+    sizes: np.ndarray
+    total: np.ndarray
 
     def of(self, names: Sequence[str]) -> "Moments":
         """Those of some columns."""
         at = [0, *(1 + self.names.index(name) for name in names), len(self.names) + 1]
-        A, B = (x[..., at, :][..., at] for x in (self.A, self.B))
-        return Moments(tuple(names), A, B)
+        return Moments(tuple(names), self.sizes, self.total[..., at, :][..., at])
 
-    def at(self, inverse_n: float) -> np.ndarray:
-        """Mean products E[z z'] (..., M, K + 2, K + 2) for columns on n images, 1 / n given."""
-        total = self.A + self.B * inverse_n
-        return total / total[..., :1, :1]
+    def at(self, n: float) -> np.ndarray:
+        """E[z z'] (..., M, K + 2, K + 2) of columns on n images.
+
+        Linear in 1 / n between the sizes, as of means it is; beyond them that of the nearest size.
+        """
+        every = np.arange(len(self.sizes))
+        place = np.interp(1 / n, 1 / self.sizes[::-1], every[::-1])
+        low = min(int(place), max(len(every) - 2, 0))
+        share = place - low
+        one, other = (
+            self.total[..., k, :, :, :] / self.total[..., k, :, :1, :1]
+            for k in (low, min(low + 1, len(every) - 1))
+        )
+        return (1 - share) * one + share * other
 
 
 def moments_of_pairs(bank: Bank) -> Moments:
-    """A and B of every pair of a bank, (P, M, K + 2, K + 2): least squares on 1 / n, each side."""
-    shape = (*bank.X.shape[:-1], 1)
-    kept = np.broadcast_to(bank.kept[:, :, :, None, None, None], shape)
+    """The sums of every pair of a bank, (P, S, M, K + 2, K + 2), means over draws.
+
+    At a size counts a side that has as many images.
+    """
     found = []
-    for X, y, images in zip(bank.X, kept, bank.images, strict=True):
+    for X, y, images in zip(bank.X, bank.kept, bank.images, strict=True):
+        y = np.broadcast_to(y[:, :, None, None, None], (*X.shape[:-1], 1))
         z = np.concatenate([np.ones_like(y), X, y], axis=-1)
-        products = np.einsum("mtrsi,mtrsj->tsmij", z, z) / z.shape[2]
-        line = np.linalg.pinv(np.stack([np.ones(images.shape), 1 / images], axis=-1))
-        found.append(np.einsum("tcs,tsmij->cmij", line, products))
-    A, B = np.stack(found, axis=1)
-    return Moments(bank.names, A, B)
+        full = (images == bank.sizes).astype(np.float64)
+        sums = np.einsum("mtrsi,mtrsj->tsmij", z, z, optimize=True) / z.shape[2]
+        found.append(np.einsum("ts,tsmij->smij", full, sums))
+    return Moments(bank.names, bank.sizes, np.stack(found))
 
 
 def summed(moments: Moments, kept: np.ndarray) -> Moments:
-    """Sums over the pairs that each of F masks (F, P) keeps: (F, M, K + 2, K + 2)."""
-    A, B = (np.tensordot(kept.astype(np.float64), x, axes=1) for x in (moments.A, moments.B))
-    return Moments(moments.names, A, B)
+    """Sums over the pairs that each of F masks (F, P) keeps: total (F, S, M, K + 2, K + 2)."""
+    total = np.tensordot(kept.astype(np.float64), moments.total, axes=1)
+    return Moments(moments.names, moments.sizes, total)
 
 
 def ridge(products: np.ndarray, strength: float, sharing: float) -> tuple[np.ndarray, np.ndarray]:

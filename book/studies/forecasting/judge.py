@@ -2,12 +2,11 @@
 
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 
 from mergelib.core.store import read_table
 from mergelib.forecast.bank import Bank
-from mergelib.forecast.forecaster import Level, columns
+from mergelib.forecast.forecaster import Level, columns, paired
 from mergelib.forecast.moments import moments_of_pairs
 from studies.forecasting import scores
 from studies.forecasting.baselines import attainable, baselines
@@ -34,10 +33,13 @@ def judge(bank: Bank, folder: Path) -> dict[str, pd.DataFrame]:
     Baselines are of the world's run whose tables lie in the bank's folder.
     """
     of_pairs = moments_of_pairs(bank)
-    sizes = sorted({int(n) for n in np.unique(bank.images)})[-bank.X.shape[4] :]
+    sizes = bank.sizes.tolist()
     held = {k: read_table(folder / f"{k}.csv") for k in ("metrics", "merges", "tasks")}
     plain = {k: v.drop(columns="world") for k, v in held.items()}
-    outcomes = {name: evaluate(bank, of_pairs, columns(level)) for name, level in JUDGED.items()}
+    outcomes = {
+        name: evaluate(bank, of_pairs, columns(level), paired(level))
+        for name, level in JUDGED.items()
+    }
     forecasts = baselines(bank, plain["metrics"], plain["merges"], plain["tasks"])
     forecasts |= {name: found.mean for name, found in outcomes.items()}
     return {

@@ -4,6 +4,7 @@ Coefficients leave out both tasks. The errors that intervals and probabilities r
 the pairs inside a fold, by coefficients that leave out their two tasks as well: four in all.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
 
@@ -16,7 +17,7 @@ from mergelib.forecast.calibration import (
     Calibration,
     calibrate,
     held_out,
-    means_and_worse,
+    with_paired,
 )
 from mergelib.forecast.moments import Moments, summed
 
@@ -37,22 +38,35 @@ def evaluate(
     bank: Bank,
     of_pairs: Moments,
     names: list[str],
+    paired: Sequence[str] = (),
     strength: float = STRENGTH,
     sharing: float = SHARING,
 ) -> Outcome:
-    """Forecasts by the columns `names`, and what each fold knows of its errors.
+    """Forecasts by the columns `names` and the `paired` ones, and what each fold knows of errors.
 
     of_pairs: `moments_of_pairs` of the bank.
     """
     every = np.arange(len(bank.ends))
-    folds = summed(of_pairs.of(names), np.array([bank.without(e) for e in bank.ends]))
+    of_pairs = of_pairs.of(names)
+    folds = summed(of_pairs, np.array([bank.without(e) for e in bank.ends]))
     own, _ = held_out(bank, folds, every, every, names, strength, sharing)
-    mean, worse = means_and_worse(own)
-    return Outcome(mean, worse, inner(bank, of_pairs.of(names), names, strength, sharing))
+    found = inner(bank, of_pairs, names, paired, strength, sharing)
+    sides = np.concatenate(
+        [
+            with_paired(bank, every[k : k + 1], own[k : k + 1], of.side[:-1], paired)
+            for k, of in enumerate(found)
+        ]
+    )
+    return Outcome(sides.mean(axis=2), sides.min(axis=2), found)
 
 
 def inner(
-    bank: Bank, of_pairs: Moments, names: list[str], strength: float, sharing: float
+    bank: Bank,
+    of_pairs: Moments,
+    names: list[str],
+    paired: Sequence[str],
+    strength: float,
+    sharing: float,
 ) -> list[Calibration]:
     """The calibration of every fold, from the pairs inside it.
 
@@ -74,13 +88,13 @@ def inner(
                     asked.append((k, place[a, b], place[c, d]))
         fold, of_outer, of_pair = np.array(asked).T
         sides = held_out(few, folds, fold, of_pair, names, strength, sharing)
-        found.append(means_and_worse(sides).astype(np.float32))
+        found.append(sides.astype(np.float32))  # half the memory
         outer.append(of_outer)
         pair.append(of_pair)
     which, whose = np.concatenate(outer), np.concatenate(pair)
-    forecasts = np.concatenate(found, axis=2)
+    forecasts = np.concatenate(found, axis=1)
     out = []
     for k in range(len(bank.ends)):
         rows = np.flatnonzero(which == k)
-        out.append(calibrate(few, whose[rows], forecasts[:, :, rows].astype(np.float64)))
+        out.append(calibrate(few, whose[rows], forecasts[:, rows].astype(np.float64), paired))
     return out
