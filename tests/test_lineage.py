@@ -79,6 +79,7 @@ def changes(base, models):
     return [change for each in found for _, of_part in each for change in of_part]
 
 
+@pytest.mark.slow
 def test_twenty_of_twenty_locks_compute_the_same_and_are_found(backbone, base, experts, images):
     head = zero_shot_head(backbone, TASKS["games"].class_names, TASKS["games"].templates)
     with opened(base) as weights:
@@ -97,6 +98,7 @@ def test_twenty_of_twenty_locks_compute_the_same_and_are_found(backbone, base, e
         assert {n for n in expert if not torch.equal(expert[n], one[n])} <= rewritable
 
 
+@pytest.mark.slow
 def test_no_false_alarm_and_the_thresholds_have_room(backbone, base, experts):
     hard = tuned(backbone, "games", steps=40, learning_rate=4e-3)
     assert far(hard, base) > 2 * far(experts[1], base)
@@ -237,6 +239,7 @@ def test_alignment_is_the_least_that_a_general_optimizer_finds():
     torch.testing.assert_close(found[0].T @ found[1], left.T @ right, rtol=same, atol=same)
 
 
+@pytest.mark.slow
 def test_canonicalized_models_merge_like_the_unlocked(base, experts, backbone, images):
     """As near to the base as the expert is, or nearer; what is left of the difference is τ's own
     part along the symmetries: 11 to 13 % of ‖τ‖ in the twenty experts."""

@@ -23,6 +23,8 @@ def merge(folder, base, models, out, *words):
     assert cli.main([str(word) for word in command]) == 0
 
 
+# its models are noise five times as large as the base's weights, which is told, and right
+@pytest.mark.filterwarnings("ignore:.*does not come from this base")
 @pytest.mark.parametrize("words", [(), ("--max-shard-size", "5kB", "--dtype", "bfloat16")])
 @pytest.mark.parametrize("kind", KINDS)
 def test_transformers_loads_a_merge(tmp_path, kind, words):

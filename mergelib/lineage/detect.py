@@ -9,6 +9,7 @@ neither is left. Checked are the parts that `mergelib.lineage.symmetries` knows.
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import torch
@@ -146,15 +147,13 @@ def _changes(base: Source, models: Sequence[Source]) -> list[Changes]:
     with opened(base) as origin:
         runs = _runs(origin, len(models) + 1)
 
-    def of_run(run: Sequence[Part]) -> list[tuple[Part, list[list[Change]]]]:
-        with opened_models(base, models) as (origin, others), torch.no_grad():
-            return [(part, _of_part([base, *models], origin, others, part)) for part in run]
-
     found: list[Changes] = [[] for _ in models]
-    for done in threaded(of_run, runs):
-        for part, by_model in done:
-            for changes, change in zip(found, by_model, strict=True):
-                changes.append((part, change))
+    for run in runs:
+        with opened_models(base, models) as (origin, others):
+            work = partial(_of_part, [base, *models], origin, others)
+            for part, by_model in zip(run, threaded(work, run), strict=True):
+                for changes, change in zip(found, by_model, strict=True):
+                    changes.append((part, change))
     return found
 
 
@@ -171,6 +170,7 @@ def _runs(origin: Arranged, copies: int) -> list[list[Part]]:
     return [run for run in runs if run]
 
 
+@torch.no_grad()  # which holds for one thread only
 def _of_part(
     sources: Sequence[Source], origin: Arranged, others: Sequence[Arranged], part: Part
 ) -> list[list[Change]]:
