@@ -197,21 +197,22 @@ def forecast(
     cache: Path | str | None = None,
     report: Path | str | None = None,
     *,
+    canonicalize: bool = False,
     progress: bool = False,
 ) -> "Answer":
     """Will these models merge: what every method leaves of each skill, how sure, which to take.
 
-    Shown as a table; `as_json()` has the keys of `mergelib.forecast.answer`, `pairs[0].table()` a
-    data frame. `models` are models by name, or paths; `methods` names of `METHODS`, or "all" that
-    the bank of reference merges holds. By the models' names: `images`, a folder (a folder a class,
+    Shown as a table; `as_json()` has the keys of `mergelib.forecast.answer`. `models` are models by
+    name, or paths; `methods` names of `METHODS`, or "all" that the bank of reference merges holds.
+    By the models' names: `images`, a folder (a folder a class,
     or flat) or .npz or .safetensors; `labels`, CSV files of file and label; `heads`, safetensors
     (C, d); `classes`, files of class names for zero-shot heads, or "folders". `known`: a table of
     model (or task), zero_shot, fine_tuned, or (zero_shot, fine_tuned) by name. `n` images a task
     are drawn by `seed`. `backbone` names the encoder where weights do not tell it, `cache` a folder
     that spares work of many pairs. `report`: an HTML file, the book's chapter on these models,
-    which must be paths. Accuracies are shares of the fine-tuned models' own.
-    Raises MergelibError, before any merge, for a model that is the base, equals another, does not
-    come from this base or was reparameterised; and for what cannot be read or does not fit.
+    which must be paths. Accuracies are shares of the fine-tuned models' own. A model that is the
+    base, equals another, does not come from this base or was reparameterised (unless
+    `canonicalize` undoes it) raises MergelibError before any merge; so does what does not fit.
     """
     from mergelib.forecast.ask import Question
     from mergelib.forecast.judging import answer
@@ -230,6 +231,7 @@ def forecast(
         seed,
         backbone,
         None if cache is None else Path(cache),
+        canonicalize,
     )
     if report is None:
         return answer(question, progress)

@@ -39,6 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--n", type=int, default=20, help="images a task, drawn by the seed (default: 20)")
     add("--seed", type=int, default=0, help="of the images and of random methods")
     add("--backbone", default="", help="such as ViT-B-16, where weights do not tell it")
+    add("--canonicalize", action="store_true", help="undo reparameterisations of models")
     add("--cache", type=Path, help="folder of factors, which spare work of many pairs")
     add("--report", type=Path, help=".html file: the chapter of the book on these models")
     add("--json", action="store_true", help="print one JSON object")
@@ -69,6 +70,7 @@ def run(args: argparse.Namespace) -> None:
         backbone=args.backbone,
         cache=args.cache,
         report=args.report,
+        canonicalize=args.canonicalize,
         progress=True,
         **given,
     )

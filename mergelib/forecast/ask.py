@@ -19,6 +19,7 @@ from mergelib.forecast.heads import Head
 from mergelib.forecast.images import Images, draw, find_images, pixels
 from mergelib.forecast.probe import Side, pairs_of, prepare, probe
 from mergelib.forecast.words import FOLDERS
+from mergelib.lineage.canonical import canonicalize
 from mergelib.lineage.detect import findings
 from mergelib.merging.registry import METHODS
 from mergelib.metrics.table import pairwise_of_checkpoints
@@ -35,7 +36,8 @@ class Question:
     images of each model's task lie; CSV files of their labels; files of heads; files of class names
     or "folders". `known` is a table or (zero_shot, fine_tuned) by name. `n` images a task are drawn
     by `seed`, which is that of random methods too. `backbone` names the encoder where its weights
-    do not tell it; `cache` is a folder that spares work when many pairs are asked for.
+    do not tell it; `cache` is a folder that spares work when many pairs are asked for;
+    `canonicalize` undoes reparameterisations.
     """
 
     base: Source
@@ -50,6 +52,7 @@ class Question:
     seed: int = 0
     backbone: str = ""
     cache: Path | None = None
+    canonicalize: bool = False
 
     @property
     def names(self) -> list[str]:
@@ -110,18 +113,18 @@ def gather(question: Question, progress: bool = False) -> Findings:
     check(question)
     known = _known(question)
     found = {} if question.images is None else _images(question)
-    base, models = _views(question)
+    given = _given(question)
     names = question.names
     pairs = pairs_of(len(names))
-    metrics = _metrics(question, base, models)
+    metrics = _metrics(question, given)
     if not found:
         held = {(names[i], names[j]): _evidence(question, metrics, known, i, j) for i, j in pairs}
         return Findings(held, {}, False, False)
-    encoder, sides = _sides(question, base, found)
+    encoder, sides = _sides(question, given.base_view, found)
     sets = [*pairs] if len(names) == 2 else [*pairs, tuple(range(len(names)))]
     steps = 1 + len(names) + len(sets) * len(question.methods)
     with tqdm(total=steps, unit="model", disable=None if progress else True) as bar:
-        bench = prepare(base, models, encoder, sides, bar.update)
+        bench = prepare(given.base_view, given.views, encoder, sides, bar.update)
         probes = {
             members: probe(
                 bench, members, question.methods, question.seed, question.cache, bar.update
@@ -141,17 +144,34 @@ def gather(question: Question, progress: bool = False) -> Findings:
     return Findings(held, whole, scored, labelled, encoder.name)
 
 
-def _views(question: Question) -> tuple[View, list[View]]:
-    """Base and models as views of what they share; classifiers, which no method merges, apart."""
-    sources = [*question.models.values()]
-    patterns = heads_of.classifier_patterns(question.base, sources)
-    base, models, found = views(question.base, sources, Choice(exclude=patterns))
-    tell(found.notes)
+@dataclass(frozen=True)
+class _Given:
+    """Base and models as given (or mended), what is left out of them, and views of the rest."""
+
+    base: Source
+    models: list[Source]
+    choice: Choice
+    base_view: View
+    views: list[View]
+
+
+def _given(question: Question) -> _Given:
+    """Classifiers, which no method merges, are left out. Raises MergelibError for a model that a
+    merge with this base would ruin, with `canonicalize` unless it can be mended."""
+    names, sources = question.names, [*question.models.values()]
+    choice = Choice(exclude=heads_of.classifier_patterns(question.base, sources))
+    base, models, _ = views(question.base, sources, choice)  # what it notes, the metrics tell
     wrong = findings(base, models)
-    if wrong:
-        names = question.names
-        raise MergelibError("; ".join(f"model {names[each.model]}: {each}" for each in wrong))
-    return base, models
+    mended = [f for f in wrong if question.canonicalize and f.kind == "reparameterised"]
+    left = [f for f in wrong if f not in mended]
+    if left:
+        raise MergelibError("; ".join(f"model {names[each.model]}: {each}" for each in left))
+    if mended:
+        for each in mended:
+            sources[each.model] = canonicalize(base, models[each.model])
+            tell([f"{each.label}: reparameterised in {len(each.tensors)} tensors, which is undone"])
+        base, models, _ = views(question.base, sources, choice)
+    return _Given(question.base, sources, choice, base, models)
 
 
 def _known(question: Question) -> dict[str, Known]:
@@ -162,10 +182,10 @@ def _known(question: Question) -> dict[str, Known]:
     return known_of.read_known(question.known, question.names)
 
 
-def _metrics(question: Question, base: View, models: Sequence[View]) -> list[dict[str, float]]:
+def _metrics(question: Question, given: _Given) -> list[dict[str, float]]:
     """The weight metrics of every pair, in the order of `pairs_of`."""
-    named = dict(zip(question.names, models, strict=True))
-    table = pairwise_of_checkpoints(base, named, cache=question.cache)
+    named = dict(zip(question.names, given.models, strict=True))
+    table = pairwise_of_checkpoints(given.base, named, cache=question.cache, choice=given.choice)
     return table.drop(columns=["task_a", "task_b"]).to_dict("records")
 
 
