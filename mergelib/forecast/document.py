@@ -1,5 +1,6 @@
 """A fitted forecaster as a JSON document, and back."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -7,7 +8,7 @@ import numpy as np
 
 from mergelib.core.documents import read_json
 from mergelib.core.errors import MergelibError
-from mergelib.core.store import write_json
+from mergelib.core.store import write_atomic
 from mergelib.forecast.calibration import Calibration
 from mergelib.forecast.forecaster import Forecaster, Level, levels
 from mergelib.forecast.intervals import Errors
@@ -53,8 +54,10 @@ def from_document(document: dict[str, Any]) -> Forecaster:
 
 
 def write_forecaster(path: Path, fitted: Forecaster, meta: dict[str, Any]) -> None:
-    """Write a fitted forecaster as JSON."""
-    write_json(path, _rounded(to_document(fitted, meta)))
+    """Write a fitted forecaster as JSON, numbers to twelve digits, in one line."""
+    document = _rounded(to_document(fitted, meta))
+    text = json.dumps(document, sort_keys=True, allow_nan=False, separators=(",", ":"))
+    write_atomic(path, (text + "\n").encode())
 
 
 def read_forecaster(path: Path) -> Forecaster:

@@ -19,6 +19,7 @@ from studies.forecasting.table import DRAWS, SIZES, pairs_of, rounded, rows
 
 STATIONS = ("tasks", "fine-tuning", "factors")
 CHECKED = 5  # pairs whose merges are evaluated again, to see that the models are the tables'
+MOVED = 2  # test images that rounding on another processor may take over a decision's edge
 
 
 def probe_world(run: Run, store: Path, size: int, jobs: int = 0) -> None:
@@ -59,7 +60,7 @@ def _in_world(table: pd.DataFrame, world: str) -> pd.DataFrame:
 def check_models(run: Run, store: Path, tables: dict[str, pd.DataFrame]) -> None:
     """Raise MergelibError where the store's models score otherwise than their tables say.
 
-    All single models, and the merges of CHECKED pairs spread over the table.
+    All single models, exactly; the merges of CHECKED pairs spread over the table, to MOVED images.
     """
     known = tables["tasks"].set_index("task")
     wrong = []
@@ -73,7 +74,10 @@ def check_models(run: Run, store: Path, tables: dict[str, pd.DataFrame]) -> None
         merged.make(store, run, *pair)
         for method in run.methods:
             scores = read_json(path(store, run, "merged", *pair, method))
-            if any(scores[k] != merges.at[(*pair, method), k] for k in ("acc_a", "acc_b")):
+            row = merges.loc[(*pair, method)]
+            off = [abs(scores[f"acc_{s}"] - row[f"acc_{s}"]) for s in "ab"]
+            moved = [x * known.at[task, "n_test"] for x, task in zip(off, pair, strict=True)]
+            if max(moved) > MOVED + 0.5:
                 wrong.append(f"{' + '.join(pair)} by {method}")
     if wrong:
         raise MergelibError(
