@@ -238,8 +238,7 @@ def forecast(
     from mergelib.book.report import values_of, write_report
 
     values_of(question)  # what cannot be reported is said before the work
-    found = answer(question, progress)
-    write_report(question, found, Path(report))
+    write_report(question, found := answer(question, progress), Path(report))
     return found
 
 
