@@ -12,8 +12,9 @@ from PIL import Image
 
 import mergelib as ml
 from mergelib import cli
-from mergelib.core.store import save_tensors
+from mergelib.core.store import load_tensors, save_tensors
 from mergelib.forecast.model import shipped
+from mergelib.lineage.lock import locked
 from mergelib.models.backbones import load
 
 NUMBERS = ("mean", "worse", "p_worse_090", "p_worse_095")
@@ -192,6 +193,22 @@ def test_labels_move_only_what_is_asked_with_them(user, capsys):
         f"{PAIR} --images cars birds --n 6 {classes} --methods tsv --json", capsys
     )
     assert without["level"] == 2 and without["evidence"]["heads"]
+
+
+def test_a_reparameterised_model_is_refused_or_mended_where_that_is_asked_for(user, capsys):
+    state = load_tensors(user / "cars.safetensors")
+    save_tensors(user / "cars.safetensors", locked(state, seed=1))
+    words = f"{PAIR} {IMAGES} --classes --methods weight_avg --json"
+    assert cli.main(words.split()) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and "model cars: cars.safetensors was reparameterised" in err
+    mended, told = answered(f"{words} --canonicalize", capsys)
+    assert "cars.safetensors: reparameterised in" in told and "which is undone" in told
+    save_tensors(user / "cars.safetensors", state)
+    plain, _ = answered(words, capsys)
+    one, other = (held["methods"]["weight_avg"]["mean"] for held in (mended, plain))
+    # nearest to the base, not the model before its lock: as good, not the same
+    assert abs(one - other) < plain["methods"]["weight_avg"]["interval80"][1] - other
 
 
 # --- what is wrong --------------------------------------------------------------------------------
