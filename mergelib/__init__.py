@@ -2,9 +2,9 @@
 
 `import mergelib as ml` is quick: what a name needs is imported when it is used.
 
-Ask: `ml.measure`, `ml.merge`, `ml.evaluate`. Look up: `ml.METRICS`, `ml.METHODS`, `ml.PREDICTORS`,
-`ml.TASKS`, `ml.RULES`. Add your own: `ml.metric`, `ml.method`, `ml.predictor`, `ml.task`,
-`ml.rule`.
+Ask: `ml.measure`, `ml.merge`, `ml.evaluate`, `ml.forecast`. Look up: `ml.METRICS`,
+`ml.METHODS`, `ml.PREDICTORS`, `ml.TASKS`, `ml.RULES`. Add your own: `ml.metric`, `ml.method`,
+`ml.predictor`, `ml.task`, `ml.rule`.
 """
 
 from importlib import import_module
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from mergelib.core.errors import MergelibError
 
 if TYPE_CHECKING:
-    from mergelib.face import evaluate, measure, merge
+    from mergelib.face import evaluate, forecast, measure, merge
     from mergelib.merging.registry import METHODS, method
     from mergelib.metrics.registry import METRICS, metric
     from mergelib.models.rules import RULES, rule
@@ -30,6 +30,7 @@ __all__ = [
     "TASKS",
     "MergelibError",
     "evaluate",
+    "forecast",
     "measure",
     "merge",
     "method",
@@ -40,7 +41,7 @@ __all__ = [
 ]
 
 _HOMES = {
-    "mergelib.face": ("measure", "merge", "evaluate"),
+    "mergelib.face": ("measure", "merge", "evaluate", "forecast"),
     "mergelib.metrics.registry": ("METRICS", "metric"),
     "mergelib.merging.registry": ("METHODS", "method"),
     "mergelib.predict.predictors": ("PREDICTORS", "predictor"),

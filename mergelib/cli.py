@@ -17,6 +17,7 @@ VERBS = {
     "run": "fine-tune, measure and merge; write the tables",
     "metrics": "weight metrics of checkpoints",
     "merge": "merge checkpoints into one",
+    "forecast": "will models merge, by which method, and how sure is that",
     "extract": "a fine-tuned model as a LoRA adapter of its base",
     "fit": "predict how well pairs merge from their metrics",
     "agreement": "top-5 overlap and sign agreement of fits",

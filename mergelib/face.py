@@ -19,6 +19,7 @@ from mergelib.core.errors import MergelibError
 if TYPE_CHECKING:  # what measuring, merging and evaluating ask for is imported where they do
     import pandas as pd
 
+    from mergelib.forecast.answer import Answer
     from mergelib.merging.weighting import Weight
     from mergelib.models.backbones import Backbone
 
@@ -179,6 +180,76 @@ def evaluate(
         return accuracy(
             visual, images.to(on), labels.to(on), head.to(on), batch_size, normalize=normalize
         )
+
+
+def forecast(
+    base: Model,
+    models: Mapping[str, Model] | Sequence[Path | str],
+    methods: str | Sequence[str] = "all",
+    images: Mapping[str, Path | str] | None = None,
+    labels: Mapping[str, Path | str] | None = None,
+    heads: Mapping[str, Path | str] | None = None,
+    classes: Mapping[str, Path | str] | None = None,
+    known: Path | str | Mapping[str, Sequence[float]] | None = None,
+    n: int = 20,
+    seed: int = 0,
+    backbone: str = "",
+    cache: Path | str | None = None,
+    report: Path | str | None = None,
+    *,
+    canonicalize: bool = False,
+    progress: bool = False,
+) -> "Answer":
+    """Will these models merge: what every method leaves of each skill, how sure, which to take.
+
+    Shown as a table; `as_json()` has the keys of `mergelib.forecast.answer`. `models` are models by
+    name, or paths; `methods` names of `METHODS`, or "all" that the bank of reference merges holds.
+    By the models' names: `images`, a folder (a folder a class,
+    or flat) or .npz or .safetensors; `labels`, CSV files of file and label; `heads`, safetensors
+    (C, d); `classes`, files of class names for zero-shot heads, or "folders". `known`: a table of
+    model (or task), zero_shot, fine_tuned, or (zero_shot, fine_tuned) by name. `n` images a task
+    are drawn by `seed`. `backbone` names the encoder where weights do not tell it, `cache` a folder
+    that spares work of many pairs. `report`: an HTML file, the book's chapter on these models,
+    which must be paths. Accuracies are shares of the fine-tuned models' own. A model that is the
+    base, equals another, does not come from this base or was reparameterised (unless
+    `canonicalize` undoes it) raises MergelibError before any merge; so does what does not fit.
+    """
+    from mergelib.forecast.ask import Question
+    from mergelib.forecast.judging import answer
+
+    asked = [methods] if isinstance(methods, str) else list(methods)
+    question = Question(
+        _weights(base),
+        _by_name(models),
+        tuple(asked),
+        images,
+        labels,
+        heads,
+        classes,
+        known,
+        n,
+        seed,
+        backbone,
+        None if cache is None else Path(cache),
+        canonicalize,
+    )
+    if report is None:
+        return answer(question, progress)
+    from mergelib.book.report import values_of, write_report
+
+    values_of(question)  # what cannot be reported is said before the work
+    write_report(question, found := answer(question, progress), Path(report))
+    return found
+
+
+def _by_name(models: "Mapping[str, Model] | Sequence[Path | str]") -> Mapping[str, Source]:
+    """Models by name; paths are named by what tells them apart."""
+    from mergelib.checkpoints.names import names_of_paths
+
+    if isinstance(models, Mapping):
+        return {name: _weights(model) for name, model in models.items()}
+    paths = [Path(model) for model in models]
+    return dict(zip(names_of_paths(paths), paths, strict=True))
 
 
 def _weights(model: Model) -> Source:

@@ -18,7 +18,8 @@ class Probe:
 
     unlabelled: the statistics of `mergelib.forecast.statistics` by name, means over the images;
     those of class scores are absent where there is no head. With labels, counts of images:
-    expert_right, expert_only (that only the expert gets right), merged_only.
+    expert_right, expert_only (that only the expert gets right), merged_only; base_right, where the
+    base has class scores.
     """
 
     n: int
@@ -26,6 +27,7 @@ class Probe:
     expert_right: int | None = None
     expert_only: int | None = None
     merged_only: int | None = None
+    base_right: int | None = None
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,69 @@
+"""The reference bank of the forecast: probed, fitted and judged; interrupted, it goes on.
+
+python -m studies.forecasting --params ../params/glyph20.yaml --tables tables/glyph20
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from mergelib.core.errors import MergelibError
+from mergelib.core.outputs import check_folder, check_output
+from mergelib.core.store import file_digest, read_json, write_table
+from mergelib.forecast.bank import read_bank
+from mergelib.forecast.document import write_forecaster
+from mergelib.forecast.forecaster import Forecaster
+from mergelib.forecast.model import SHIPPED
+from mergelib.pipeline.params import load
+from mergelib.pipeline.run import locked
+from studies.forecasting.judge import judge
+from studies.forecasting.worlds import meta_of, probe_world, tables_of, write_world
+
+STAGES = ("probe", "fit", "judge")
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Read the arguments, run the stages; 1 with one line if something is wrong."""
+    parser = argparse.ArgumentParser("python -m studies.forecasting", description=__doc__)
+    parser.add_argument("--params", type=Path, help="the world's parameters (none: as it stands)")
+    parser.add_argument("--tables", type=Path, help="the tables of its run")
+    parser.add_argument("--store", type=Path, default=Path("../_build/store"), help="kept work")
+    parser.add_argument("--to", type=Path, default=Path("tables/forecast"), metavar="DIR")
+    parser.add_argument("--pool", type=int, default=200, help="images of a task to draw from")
+    parser.add_argument("--calibration", type=Path, default=SHIPPED, help="what the package reads")
+    parser.add_argument("--jobs", type=int, default=0, help="units at a time (0: one a core)")
+    parser.add_argument("--stages", nargs="+", choices=STAGES, default=STAGES)
+    args = parser.parse_args(words)
+    try:
+        check_folder(args.to)
+        check_output(args.calibration, suffixes=(".json",))
+        if "probe" in args.stages:
+            probe(args)
+        bank = read_bank(args.to)
+        if "fit" in args.stages:
+            about = {"bank": file_digest(args.to / "probes.parquet")}
+            about["worlds"] = sorted(read_json(args.to / "meta.json"))
+            write_forecaster(args.calibration, Forecaster().fit(bank), about)
+        if "judge" in args.stages:
+            for name, table in judge(bank, args.to).items():
+                write_table(args.to / f"{name}.csv", table)
+    except MergelibError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def probe(args: argparse.Namespace) -> None:
+    """Probe a world and put it into the bank. Raises MergelibError for missing arguments."""
+    if args.params is None or args.tables is None:
+        raise MergelibError("a world to probe wants --params and --tables: give both")
+    run = load(args.params)
+    with locked(args.store):
+        probe_world(run, args.store, args.pool, args.jobs)
+        tables = tables_of(run, args.store, args.tables, args.pool)
+    write_world(args.to, run.name, tables, meta_of(run, args.pool))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,128 @@
+"""How good left-out forecasts are: error and r, coverage, probabilities, regret of the choice."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import pandas as pd
+from sklearn.metrics import roc_auc_score
+
+from mergelib.forecast.bank import Bank
+from mergelib.pairs.correlation import pearson
+from mergelib.pairs.inference import interval, task_weights
+from studies.forecasting.protocol import Outcome
+
+BOOTSTRAP = 1000
+THRESHOLDS = (0.90, 0.95)
+LEVELS = (0.80, 0.95)
+
+
+def errors(bank: Bank, forecasts: Mapping[str, np.ndarray], sizes: Sequence[int]) -> pd.DataFrame:
+    """One row per forecast, n and method: r and mae, means over draws, and their spread.
+
+    forecasts (P, M) or (P, M, R, S) of `bank.mean`; n 0 where no image is looked at. Columns
+    forecast, n, method, r, r_sd, mae, mae_sd (standard deviations over draws, 0 for one).
+    """
+    rows = []
+    for name, given in forecasts.items():
+        made = given if given.ndim == 4 else given[:, :, None, None]
+        y = np.broadcast_to(bank.mean[:, :, None, None], made.shape)
+        r = pearson(made, y, np.ones_like(made, dtype=bool), axis=0)
+        mae = np.abs(made - y).mean(axis=0)
+        for s, m in np.ndindex(made.shape[3], made.shape[1]):
+            n = sizes[s] if given.ndim == 4 else 0
+            values = [f(x[m, :, s]) for x in (r, mae) for f in (np.mean, np.std)]
+            rows.append((name, n, bank.methods[m], *values))
+    names = ["forecast", "n", "method", "r", "r_sd", "mae", "mae_sd"]
+    return pd.DataFrame(rows, columns=names)
+
+
+def spreads(bank: Bank, found: Outcome, which: str) -> np.ndarray:
+    """Standard deviations (P, M, S) that each fold gives its pair's forecast."""
+    inverse_n = (1 / bank.images).mean(axis=1)
+    return np.array(
+        [
+            [getattr(c, which).spread(m, inverse_n[k]) for m in range(len(bank.methods))]
+            for k, c in enumerate(found.calibration)
+        ]
+    )
+
+
+def coverage(
+    bank: Bank, outcomes: Mapping[str, Outcome], sizes: Sequence[int], seed: int = 0
+) -> pd.DataFrame:
+    """One row per forecast, n and level: the share of pairs inside, its interval, the width.
+
+    Columns forecast, n, level, covered, low, high (95 %, tasks drawn again), width (mean).
+    """
+    weights = task_weights(bank.ends, BOOTSTRAP, seed)
+    rows = []
+    for name, found in outcomes.items():
+        spread = spreads(bank, found, "mean")
+        for s, level in ((s, level) for s in range(found.mean.shape[3]) for level in LEVELS):
+            inside, width = [], []
+            for k, c in enumerate(found.calibration):
+                low, high = c.mean.interval(found.mean[k, :, :, s], spread[k, :, s, None], level)
+                y = bank.mean[k][:, None]
+                inside.append(((low <= y) & (y <= high)).mean())
+                width.append((high - low).mean())
+            share = np.array(inside)
+            ends = interval(weights @ share / weights.sum(axis=1))
+            rows.append((name, sizes[s], level, share.mean(), *ends, np.mean(width)))
+    names = ["forecast", "n", "level", "covered", "low", "high", "width"]
+    return pd.DataFrame(rows, columns=names)
+
+
+def probabilities(
+    bank: Bank, outcomes: Mapping[str, Outcome], sizes: Sequence[int]
+) -> pd.DataFrame:
+    """One row per forecast, n and threshold: Brier score and area under the curve.
+
+    Of P(worse side >= threshold), all methods and draws together. Columns forecast, n, threshold,
+    share (of merges that reach it), brier, brier_share (of always telling that share), auc.
+    """
+    rows = []
+    for name, found in outcomes.items():
+        spread = spreads(bank, found, "worse")
+        for s, threshold in ((s, t) for s in range(found.worse.shape[3]) for t in THRESHOLDS):
+            p = np.array(
+                [
+                    c.worse.reaches(threshold, found.worse[k, :, :, s], spread[k, :, s, None])
+                    for k, c in enumerate(found.calibration)
+                ]
+            )
+            true = np.broadcast_to((bank.worse >= threshold)[:, :, None], p.shape)
+            share = true.mean()
+            scores = (((p - true) ** 2).mean(), share * (1 - share))
+            auc = roc_auc_score(true.ravel(), p.ravel())
+            rows.append((name, sizes[s], threshold, share, *scores, auc))
+    names = ["forecast", "n", "threshold", "share", "brier", "brier_share", "auc"]
+    return pd.DataFrame(rows, columns=names)
+
+
+def regrets(
+    bank: Bank, forecasts: Mapping[str, np.ndarray], sizes: Sequence[int], seed: int = 0
+) -> pd.DataFrame:
+    """One row per forecast and n: normalized accuracy lost against each pair's best method.
+
+    By the method of the highest forecast; "always the best fixed method" takes the one that is best
+    on average among the pairs without the two tasks. Columns forecast, n, regret, of_fixed (its
+    ratio to the fixed method's), low, high (95 % of that ratio, tasks drawn again).
+    """
+    best = bank.mean.max(axis=1)
+    kept = np.array([bank.without(e) for e in bank.ends]).astype(float)
+    fixed_method = (kept @ bank.mean).argmax(axis=1)
+    fixed = best - bank.mean[np.arange(len(best)), fixed_method]
+    weights = task_weights(bank.ends, BOOTSTRAP, seed)
+    rows = [("always the best fixed method", 0, fixed.mean(), 1.0, 1.0, 1.0)]
+    for name, given in forecasts.items():
+        made = given if given.ndim == 4 else given[:, :, None, None]
+        chosen = made.argmax(axis=1)  # (P, R, S)
+        lost = best[:, None, None] - np.take_along_axis(
+            bank.mean[:, :, None], chosen.reshape(len(best), 1, -1), axis=1
+        ).reshape(chosen.shape)
+        for s in range(made.shape[3]):
+            each = lost[:, :, s].mean(axis=1)
+            ratio = (weights @ each) / (weights @ fixed)
+            n = sizes[s] if given.ndim == 4 else 0
+            rows.append((name, n, each.mean(), each.mean() / fixed.mean(), *interval(ratio)))
+    return pd.DataFrame(rows, columns=["forecast", "n", "regret", "of_fixed", "low", "high"])
