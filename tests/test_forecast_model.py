@@ -13,7 +13,14 @@ from sklearn.preprocessing import StandardScaler
 
 from mergelib.core.errors import MergelibError
 from mergelib.forecast.bank import assemble, weight_metrics
-from mergelib.forecast.calibration import MOST, calibrate, combined, held_out, with_paired
+from mergelib.forecast.calibration import (
+    MOST,
+    calibrate,
+    combined,
+    control_coefficients,
+    held_out,
+    with_paired,
+)
 from mergelib.forecast.document import read_forecaster, to_document, write_forecaster
 from mergelib.forecast.evidence import Evidence, Known, Probe
 from mergelib.forecast.forecaster import Forecaster, columns, level_of, levels, paired
@@ -186,12 +193,30 @@ def test_labels_count_by_their_precision(made):
     assert combined(0.9, 0.01, 3.0, 1e-9) == MOST and combined(0.9, 0.01, -3.0, 1e-9) == 0
     pair, sides = np.array([3]), np.full((1, 3, 2, 6, 3), 0.9)
     of_side = np.array([[0.001, 0.01]] * 3)
-    got = with_paired(made, pair, sides, of_side, ("paired", "paired_variance"))
+    gamma, names = np.array([0.5, -0.25]), paired((False, True, "labels"))
+    got = with_paired(made, pair, sides, of_side, gamma, names)
     x = dict(zip(made.names, made.X[3, 1, 0, 2, 1], strict=True))
     v = 0.001 + 0.01 / made.images[3, 0, 1]
-    wanted = combined(0.9, v, x["paired"], x["paired_variance"])
+    estimate = x["paired"] + 0.5 * x["expert_excess"] - 0.25 * x["base_excess"]
+    wanted = combined(0.9, v, estimate, x["paired_variance"])
     assert got[0, 1, 0, 2, 1] == pytest.approx(wanted, abs=EXACT)
-    assert with_paired(made, pair, sides, of_side, ()) is sides
+    assert with_paired(made, pair, sides, of_side, gamma, ()) is sides
+
+
+def test_control_variates_are_fitted_to_what_the_combination_is_off_by(made):
+    names, pair = paired((False, True, "labels")), np.arange(4)
+    sides = np.full((4, 3, 2, 6, 3), 0.9)
+    of_side = np.array([[0.001, 0.01]] * 3)
+    found = control_coefficients(made, pair, sides, of_side, names)
+    x, y = [], []
+    for at in np.ndindex(sides.shape):
+        row = dict(zip(made.names, made.X[:4][at], strict=True))
+        s2 = 0.001 + 0.01 / made.images[at[0], at[2], at[4]]
+        weight = s2 / (s2 + row["paired_variance"])
+        y.append(made.kept[at[:3]] - np.clip(0.9 + weight * (row["paired"] - 0.9), 0, MOST))
+        x.append([weight * row["expert_excess"], weight * row["base_excess"]])
+    np.testing.assert_allclose(found, np.linalg.lstsq(x, y, rcond=None)[0], atol=EXACT)
+    assert control_coefficients(made, pair, sides, of_side, names[:2]).shape == (0,)
 
 
 def test_the_calibration_is_of_what_left_out_forecasts_were_off_by(made):
@@ -297,7 +322,7 @@ def test_a_forecast_from_evidence_is_the_fit_on_the_bank_s_row(made, fitted, lev
     errors = fitted.calibration_[level]
     of_side = errors.side[: len(METHODS)], np.tile(errors.side[-1], (len(METHODS), 1))
     own, other = (
-        with_paired(made, pair, x, variance, paired(level))
+        with_paired(made, pair, x, variance, errors.gamma, paired(level))
         for x, variance in zip((own, other), of_side, strict=True)
     )
     wanted = own[0, method, :, draw, size]

@@ -48,8 +48,8 @@ def from_document(document: dict[str, Any]) -> Forecaster:
             Errors(np.array(held[k]["variance"]), np.array(held[k]["quantiles"]))
             for k in ("mean", "worse")
         )
-        side, correlation = (np.array(held[k]) for k in ("side", "correlation"))
-        fitted.calibration_[level] = Calibration(side, mean, worse, correlation)
+        side, gamma, correlation = (np.array(held[k]) for k in ("side", "gamma", "correlation"))
+        fitted.calibration_[level] = Calibration(side, gamma, mean, worse, correlation)
     return fitted
 
 
@@ -82,7 +82,11 @@ def _calibration(held: Calibration) -> dict[str, Any]:
         name: {"variance": e.variance.tolist(), "quantiles": e.quantiles.tolist()}
         for name, e in errors.items()
     }
-    return found | {"side": held.side.tolist(), "correlation": held.correlation.tolist()}
+    return found | {
+        "side": held.side.tolist(),
+        "gamma": held.gamma.tolist(),
+        "correlation": held.correlation.tolist(),
+    }
 
 
 def _symmetric(lower: np.ndarray, size: int) -> np.ndarray:

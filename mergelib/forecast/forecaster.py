@@ -56,7 +56,7 @@ def columns(level: Level) -> list[str]:
 
 
 def paired(level: Level) -> tuple[str, ...]:
-    """Columns of the paired estimate and its variance, none without labels."""
+    """Columns of the paired estimate, its variance and its controls; none without labels."""
     _, known, probe = level
     if probe != "labels":
         return ()
@@ -165,9 +165,11 @@ class Forecaster(BaseEstimator):
             middle = middle[at] if at < len(middle) else middle.mean(axis=0)
             moved += coef[at] * (x - middle) / 2
             if probe is not None and (pair := paired(level)):
-                v_inf, v_1 = self.calibration_[level].side[at]
-                before = sides[k]
-                sides[k] = combined(before, v_inf + v_1 / probe.n, *(given[n] for n in pair))
+                cal, before = self.calibration_[level], sides[k]
+                v_inf, v_1 = cal.side[at]
+                estimate, variance, *controls = (given[name] for name in pair)
+                estimate += np.dot(cal.gamma, controls)
+                sides[k] = combined(before, v_inf + v_1 / probe.n, estimate, variance)
                 by_labels += float(sides[k] - before) / 2
         drivers = dict(zip(names, moved.tolist(), strict=True))
         return sides, drivers | ({"paired": by_labels} if paired(level) else {})

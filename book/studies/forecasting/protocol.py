@@ -53,7 +53,7 @@ def evaluate(
     found = inner(bank, of_pairs, names, paired, strength, sharing)
     sides = np.concatenate(
         [
-            with_paired(bank, every[k : k + 1], own[k : k + 1], of.side[:-1], paired)
+            with_paired(bank, every[k : k + 1], own[k : k + 1], of.side[:-1], of.gamma, paired)
             for k, of in enumerate(found)
         ]
     )
