@@ -12,7 +12,7 @@ from forecast_world import METHODS, bank, tables
 
 from mergelib.core.store import file_digest, load_tensors, read_json, read_table, save_tensors
 from mergelib.forecast.bank import assemble, read_bank
-from mergelib.forecast.calibration import calibrate, held_out, with_paired
+from mergelib.forecast.calibration import calibrate, held_out, variance_of, with_paired
 from mergelib.forecast.document import read_forecaster
 from mergelib.forecast.forecaster import Forecaster, columns, paired
 from mergelib.forecast.model import SHIPPED
@@ -146,9 +146,9 @@ def test_a_fold_learns_its_errors_from_pairs_inside_it():
         np.testing.assert_allclose(got.worse.quantiles, wanted.worse.quantiles, rtol=1e-3)
         fold = summed(of_pairs, world.without(world.ends[k])[None])
         own, _ = held_out(world, fold, np.array([0]), np.array([k]), names, 0.1, 0.5)
-        own = with_paired(world, np.array([k]), own, wanted.side[:-1], wanted.gamma, paired(level))[
-            0
-        ]
+        at = np.array([k])
+        variance = variance_of(world, at, wanted.side, [0, 1, 2])
+        own = with_paired(world, at, own, variance, wanted.gamma, paired(level))[0]
         np.testing.assert_allclose(got.gamma, wanted.gamma, rtol=1e-3, atol=1e-5)
         np.testing.assert_allclose(found.mean[k], own.mean(axis=1), atol=1e-5)
         np.testing.assert_allclose(found.worse[k], own.min(axis=1), atol=1e-5)
