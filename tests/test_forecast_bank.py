@@ -206,8 +206,9 @@ def test_the_frozen_errors_are_of_this_bank():
     made = read_bank(FROZEN)
     level = (False, True, "scores")
     names, every = columns(level), np.arange(len(made.ends))
-    few = replace(made, X=made.X[:, :, :, :, 2:3], images=made.images[:, :, 2:3])
-    folds = summed(moments_of_pairs(made).of(names), [made.without(e) for e in made.ends])
+    few = replace(made, X=made.X[:, :, :, :, 2:3], images=made.images[..., 2:3])
+    masks = np.array([made.without(e) for e in made.ends])
+    folds = summed(moments_of_pairs(made).of(names), masks)
     own, _ = held_out(few, folds, every, every, names)
     mae = np.abs(own.mean(axis=2)[..., 0] - made.mean[..., None]).mean(axis=(0, 2))
     held = found.query("forecast == 'unlabelled + known' and n == 20").set_index("method")["mae"]
