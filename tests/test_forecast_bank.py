@@ -1,4 +1,4 @@
-"""The study behind the forecast: pools, draws, left-out protocol, and what ships with the package."""
+"""The study behind the forecast: pools, draws, left-out protocol; what ships with the package."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +12,7 @@ from forecast_world import METHODS, bank, tables
 
 from mergelib.core.store import file_digest, load_tensors, read_json, read_table, save_tensors
 from mergelib.forecast.bank import assemble, read_bank
-from mergelib.forecast.calibration import calibrate, held_out, with_paired
+from mergelib.forecast.calibration import calibrate, held_out, variance_of, with_paired
 from mergelib.forecast.document import read_forecaster
 from mergelib.forecast.forecaster import Forecaster, columns, paired
 from mergelib.forecast.model import SHIPPED
@@ -93,8 +93,8 @@ def test_rows_are_the_statistics_of_the_drawn_images(store, run):
         _, labels = pool(make_pool(store, run, task, size))
         three = (merged[order], singles["tuned"][order], singles["base"][order])
         wanted = statistics(*(Outputs(z, logits(z, head(run, task))) for z in three), labels[order])
-        side = "ab"[which]
-        of = rows.query("method == @method and side == @side and draw == @draw and n == @n")
+        at = {"method": method, "side": "ab"[which], "draw": draw, "n": n}
+        of = rows[(rows[list(at)] == pd.Series(at)).all(axis=1)]
         for name, value in wanted.unlabelled.items():
             # head products of other batches round in float32, logits are up to 100
             assert of[name].item() == pytest.approx(value, abs=bound(torch.float32, 128, 100))
@@ -146,7 +146,10 @@ def test_a_fold_learns_its_errors_from_pairs_inside_it():
         np.testing.assert_allclose(got.worse.quantiles, wanted.worse.quantiles, rtol=1e-3)
         fold = summed(of_pairs, world.without(world.ends[k])[None])
         own, _ = held_out(world, fold, np.array([0]), np.array([k]), names, 0.1, 0.5)
-        own = with_paired(world, np.array([k]), own, wanted.side[:-1], paired(level))[0]
+        at = np.array([k])
+        variance = variance_of(world, at, wanted.side, [0, 1, 2])
+        own = with_paired(world, at, own, variance, wanted.gamma, paired(level))[0]
+        np.testing.assert_allclose(got.gamma, wanted.gamma, rtol=1e-3, atol=1e-5)
         np.testing.assert_allclose(found.mean[k], own.mean(axis=1), atol=1e-5)
         np.testing.assert_allclose(found.worse[k], own.min(axis=1), atol=1e-5)
 
@@ -203,8 +206,9 @@ def test_the_frozen_errors_are_of_this_bank():
     made = read_bank(FROZEN)
     level = (False, True, "scores")
     names, every = columns(level), np.arange(len(made.ends))
-    few = replace(made, X=made.X[:, :, :, :, 2:3], images=made.images[:, :, 2:3])
-    folds = summed(moments_of_pairs(made).of(names), [made.without(e) for e in made.ends])
+    few = replace(made, X=made.X[:, :, :, :, 2:3], images=made.images[..., 2:3])
+    masks = np.array([made.without(e) for e in made.ends])
+    folds = summed(moments_of_pairs(made).of(names), masks)
     own, _ = held_out(few, folds, every, every, names)
     mae = np.abs(own.mean(axis=2)[..., 0] - made.mean[..., None]).mean(axis=(0, 2))
     held = found.query("forecast == 'unlabelled + known' and n == 20").set_index("method")["mae"]

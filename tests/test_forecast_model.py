@@ -13,11 +13,19 @@ from sklearn.preprocessing import StandardScaler
 
 from mergelib.core.errors import MergelibError
 from mergelib.forecast.bank import assemble, weight_metrics
-from mergelib.forecast.calibration import MOST, calibrate, combined, held_out, with_paired
+from mergelib.forecast.calibration import (
+    MOST,
+    calibrate,
+    combined,
+    control_coefficients,
+    held_out,
+    variance_of,
+    with_paired,
+)
 from mergelib.forecast.document import read_forecaster, to_document, write_forecaster
 from mergelib.forecast.evidence import Evidence, Known, Probe
 from mergelib.forecast.forecaster import Forecaster, columns, level_of, levels, paired
-from mergelib.forecast.intervals import GRID, Errors, errors_of
+from mergelib.forecast.intervals import GRID, Errors, errors_of, interval, reaches
 from mergelib.forecast.moments import Moments, moments_of_pairs, ridge, summed
 from mergelib.forecast.verdict import WILL, WILL_NOT, images_to_label, verdict
 
@@ -88,14 +96,12 @@ def test_moments_are_sums_over_sides_and_means_over_draws(made):
     names = ("soft", "drift", "fine_tuned")
     at = [made.names.index(name) for name in names]
     found = moments_of_pairs(made).of(names)
-    assert made.images.min(axis=(0, 1)).tolist() == [5, 15, 15]  # of the first task
     for p, m, s in itertools.product((0, 9), range(len(METHODS)), range(3)):
         wanted = np.zeros((5, 5))
         for side in (0, 1):
-            if made.images[p, side, s] == made.sizes[s]:
-                for row in made.X[p, m, side, :, s][:, at]:
-                    z = np.array([1.0, *row, made.kept[p, m, side]])
-                    wanted += np.outer(z, z) / len(made.X[p, m, side])
+            for row in made.X[p, m, side, :, s][:, at]:
+                z = np.array([1.0, *row, made.kept[p, m, side]])
+                wanted += np.outer(z, z) / len(made.X[p, m, side])
         np.testing.assert_allclose(found.total[p, s, m], wanted, atol=EXACT)
 
 
@@ -185,54 +191,79 @@ def test_labels_count_by_their_precision(made):
     assert found == pytest.approx((0.9 / 0.02**2 + 0.8 / 0.04**2) / (1 / 0.02**2 + 1 / 0.04**2))
     assert combined(0.9, 0.01, 3.0, 1e-9) == MOST and combined(0.9, 0.01, -3.0, 1e-9) == 0
     pair, sides = np.array([3]), np.full((1, 3, 2, 6, 3), 0.9)
-    of_side = np.array([[0.001, 0.01]] * 3)
-    got = with_paired(made, pair, sides, of_side, ("paired", "paired_variance"))
+    variance = np.full((1, 3, 2, 3), 0.0015)
+    gamma, names = np.array([0.5, -0.25]), paired((False, True, "labels"))
+    got = with_paired(made, pair, sides, variance, gamma, names)
     x = dict(zip(made.names, made.X[3, 1, 0, 2, 1], strict=True))
-    v = 0.001 + 0.01 / made.images[3, 0, 1]
-    wanted = combined(0.9, v, x["paired"], x["paired_variance"])
+    estimate = x["paired"] + 0.5 * x["expert_excess"] - 0.25 * x["base_excess"]
+    wanted = combined(0.9, 0.0015, estimate, x["paired_variance"])
     assert got[0, 1, 0, 2, 1] == pytest.approx(wanted, abs=EXACT)
-    assert with_paired(made, pair, sides, of_side, ()) is sides
+    assert with_paired(made, pair, sides, variance, gamma, ()) is sides
+
+
+def test_control_variates_are_fitted_to_what_the_combination_is_off_by(made):
+    names, pair = paired((False, True, "labels")), np.arange(4)
+    sides = np.full((4, 3, 2, 6, 3), 0.9)
+    variance = np.random.default_rng(0).uniform(0.001, 0.003, (4, 3, 2, 3))
+    found = control_coefficients(made, pair, sides, variance, names)
+    x, y = [], []
+    for at in np.ndindex(sides.shape):
+        row = dict(zip(made.names, made.X[:4][at], strict=True))
+        s2 = variance[at[0], at[1], at[2], at[4]]
+        weight = s2 / (s2 + row["paired_variance"])
+        y.append(made.kept[at[:3]] - np.clip(0.9 + weight * (row["paired"] - 0.9), 0, MOST))
+        x.append([weight * row["expert_excess"], weight * row["base_excess"]])
+    np.testing.assert_allclose(found, np.linalg.lstsq(x, y, rcond=None)[0], atol=EXACT)
+    assert control_coefficients(made, pair, sides, variance, names[:2]).shape == (0,)
 
 
 def test_the_calibration_is_of_what_left_out_forecasts_were_off_by(made):
     pair, rng = np.arange(len(made.ends)), np.random.default_rng(0)
     forecasts = made.kept[None, ..., None, None] + rng.normal(0, 0.03, (2, 21, 3, 2, 6, 3))
     found = calibrate(made, pair, forecasts)
-    # 756 sides a method, at every size alike: a tenth; of a pair's mean, half the variance
-    total = found.side[:, 0] + found.side[:, 1] * np.mean(1 / made.images)
-    np.testing.assert_allclose(total, 0.03**2, rtol=0.15)
-    total = found.mean.variance @ [1, np.mean(1 / made.images)]
-    np.testing.assert_allclose(total, 0.03**2 / 2, rtol=0.15)
-    assert found.worse.middle > 0.05  # the lower of two noisy forecasts is too low
+    off = made.kept[..., None, None] - forecasts
+    np.testing.assert_allclose(found.side.variance[:3], (off[0] ** 2).mean(axis=(0, 2, 3)))
+    np.testing.assert_allclose(found.side.variance[3], (off[1] ** 2).mean(axis=(0, 1, 2, 3)))
+    mean, worse = off[0].mean(axis=2), made.worse[..., None, None] - forecasts[0].min(axis=2)
+    np.testing.assert_allclose(found.mean.variance[:3], (mean**2).mean(axis=(0, 2)))
+    np.testing.assert_allclose(found.worse.variance[:3], (worse**2).mean(axis=(0, 2)))
+    scaled = worse[..., 1] / np.sqrt(found.worse.variance[:3, 1])[:, None]
+    # the mean of 378 values from 201 of their quantiles
+    assert found.worse.middle(1 / 20) == pytest.approx(scaled.mean(), abs=0.01)
 
 
 # ---- Errors, intervals, words -------------------------------------------------------------------
 
 
 def test_errors_are_told_by_their_variance_and_quantiles():
-    rng = np.random.default_rng(1)
-    inverse_n = np.tile([0.2, 0.05, 0.01], (300, 1))
-    spread = np.sqrt(0.001 + 0.02 * inverse_n)[:, None, None]
-    error = rng.normal(size=(300, 2, 8, 3)) * spread
-    error[:, 1] = -error[:, 0]
-    found, correlation = errors_of(error, 2 * error, inverse_n)
-    # 7200 normal errors a method: their variances are known to a few hundredths
-    np.testing.assert_allclose(found.variance[:2], [[0.001, 0.02]] * 2, rtol=0.1)
-    np.testing.assert_allclose(found.variance[2], 4 * found.variance[0], rtol=1e-9)
-    np.testing.assert_allclose(correlation, [[1, -1], [-1, 1]], atol=1e-9)
-    low, high = found.interval(0.9, found.spread(0, 0.05), 0.8)
-    inside = np.mean((low <= 0.9 + error[:, 0, :, 1]) & (0.9 + error[:, 0, :, 1] <= high))
-    assert inside == pytest.approx(0.8, abs=0.03)
-    assert found.reaches(0.9, 0.9, 0.02) == pytest.approx(0.5, abs=0.02)
+    rng, sizes = np.random.default_rng(1), np.array([5, 20, 80])
+    error = rng.normal(size=(300, 2, 8, 3)) * [0.06, 0.04, 0.03]
+    error[:, 1] = -2 * error[:, 0]
+    found, correlation = errors_of(error, 3 * error, sizes)
+    np.testing.assert_allclose(found.variance[:2], (error**2).mean(axis=(0, 2)))
+    np.testing.assert_allclose(found.variance[2], 9 * found.variance[:2].mean(axis=0))
+    np.testing.assert_allclose(correlation, [[1, -1], [-1, 1]])
+    for k, n in enumerate(sizes):
+        spread, shape = found.spread(0, 1 / n), found.shape(1 / n)
+        scaled = error[..., k] / np.sqrt(found.variance[:2, k])[:, None]
+        np.testing.assert_allclose(shape, np.quantile(scaled, GRID))
+        low, high = interval(0.9, spread, shape, 0.8)
+        inside = (low <= 0.9 + error[:, 0, :, k]) & (0.9 + error[:, 0, :, k] <= high)
+        # the quantiles are those of both methods, whose shapes are each other's mirror image
+        assert inside.mean() == pytest.approx(0.8, abs=0.02)
+    assert found.spread(0, 1 / 10) ** 2 == pytest.approx(found.variance[0, :2] @ [1 / 3, 2 / 3])
+    assert found.spread(2, 1 / 500) ** 2 == pytest.approx(found.variance[2, 2])
 
 
 def test_probabilities_are_shares_of_left_out_errors():
-    errors = Errors(np.array([[0.01, 0.0]]), np.linspace(-1, 3, len(GRID)))
-    assert errors.reaches(0.9, 0.9, 0.1) == pytest.approx(0.75)
-    assert errors.reaches(0.5, 0.9, 0.1) == 1
-    assert errors.reaches(1.3, 0.9, 0.1) == 0
-    assert errors.middle == pytest.approx(1)
-    assert errors.interval(0.5, 0.1, 0.5) == pytest.approx((0.5, 0.7))
+    shape = np.linspace(-1, 3, len(GRID))
+    errors = Errors(np.array([10]), np.array([[0.01]]), shape[None])
+    assert reaches(0.9, 0.9, 0.1, shape) == pytest.approx(0.75)
+    assert reaches(0.5, 0.9, 0.1, shape) == 1
+    assert reaches(1.3, 0.9, 0.1, shape) == 0
+    assert errors.middle(0.1) == pytest.approx(1)
+    assert errors.spread(0, 0.3) == pytest.approx(0.1)
+    assert interval(0.5, 0.1, shape, 0.5) == pytest.approx((0.5, 0.7))
 
 
 def test_verdicts():
@@ -242,15 +273,15 @@ def test_verdicts():
 
 
 def test_the_images_to_label_are_the_least_that_settle_it():
-    normal = np.concatenate([[-4.0], np.linspace(-2.5, 2.5, len(GRID) - 2), [4.0]])
-    errors = Errors(np.array([[1e-4, 0.05]]), normal)
-    asked = images_to_label(errors, 0, 0.87, 0)
+    sizes, normal = np.array([5, 20, 100]), np.linspace(-2.5, 2.5, len(GRID))
+    errors = Errors(sizes, 1e-4 + 0.05 / sizes[None], np.tile(normal, (3, 1)))
 
     def p(n):
-        return float(errors.reaches(0.9, 0.87, errors.spread(0, 1 / n)))
+        return float(reaches(0.9, 0.85, errors.spread(0, 1 / n), normal))
 
+    asked = images_to_label(errors, 0, 0.85, 0)
     assert 0.2 < p(asked - 1) < 0.8 and p(asked) <= 0.2
-    assert images_to_label(errors, 0, 0.87, 10) == asked - 10
+    assert images_to_label(errors, 0, 0.85, 10) == asked - 10
     assert images_to_label(errors, 0, 0.9, 0) is None
 
 
@@ -295,10 +326,10 @@ def test_a_forecast_from_evidence_is_the_fit_on_the_bank_s_row(made, fitted, lev
     assert level_of(given, METHODS[method]) == level
     found = fitted.predict(given, [METHODS[method]])[METHODS[method]]
     errors = fitted.calibration_[level]
-    of_side = errors.side[: len(METHODS)], np.tile(errors.side[-1], (len(METHODS), 1))
+    variances = [variance_of(made, pair, errors.side, which) for which in ([0, 1, 2], [3, 3, 3])]
     own, other = (
-        with_paired(made, pair, x, variance, paired(level))
-        for x, variance in zip((own, other), of_side, strict=True)
+        with_paired(made, pair, x, variance, errors.gamma, paired(level))
+        for x, variance in zip((own, other), variances, strict=True)
     )
     wanted = own[0, method, :, draw, size]
     np.testing.assert_allclose(found.sides, wanted, atol=EXACT)

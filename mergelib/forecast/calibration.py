@@ -17,12 +17,13 @@ MOST = 1.05  # of its expert's accuracy, that a merge is forecast to keep
 class Calibration:
     """What left-out forecasts were off by, at a level of evidence.
 
-    side (M + 1, 2): error variance v_inf + v_1 / n of a side, before its paired answers are taken
-    in; errors of the mean of a pair's sides and of the worse one, with them; correlation (M, M) of
-    the errors of methods.
+    Errors of a side before its paired answers are taken in; gamma (C,): what these owe to each
+    control variate; errors of the mean of a pair's sides and of the worse one, with the paired
+    answers; correlation (M, M) of the errors of methods.
     """
 
-    side: np.ndarray
+    side: Errors
+    gamma: np.ndarray
     mean: Errors
     worse: Errors
     correlation: np.ndarray
@@ -67,19 +68,54 @@ def combined(forecast, variance, paired, paired_variance):
 
 
 def with_paired(
-    bank: Bank, pair: np.ndarray, sides: np.ndarray, of_side: np.ndarray, paired: Sequence[str]
+    bank: Bank,
+    pair: np.ndarray,
+    sides: np.ndarray,
+    variance: np.ndarray,
+    gamma: np.ndarray,
+    paired: Sequence[str],
 ) -> np.ndarray:
     """Forecasts (Q, M, 2, R, S) of `pair` (Q,) combined with the paired answers of the same images.
 
-    of_side (M, 2): `Calibration.side` of the methods; `paired`: columns of estimate and variance,
-    or none: the forecasts as they are.
+    variance (Q, M, 2, S) of the forecasts, see `variance_of`; gamma of a `Calibration`; `paired`:
+    columns of the estimate, its variance and the control variates u, or none: the forecasts as
+    they are. The estimate is paired + gamma'u.
     """
     if not paired:
         return sides
-    estimate, variance = (bank.X[pair][..., bank.names.index(name)] for name in paired)
-    inverse_n = (1 / bank.images[pair])[:, None, :, None]
-    v_inf, v_1 = (of_side[:, k, None, None, None] for k in (0, 1))
-    return combined(sides, v_inf + v_1 * inverse_n, estimate, variance)
+    estimate, of_estimate, *controls = _columns(bank, pair, paired)
+    estimate = estimate + sum(g * u for g, u in zip(gamma, controls, strict=True))
+    return combined(sides, variance[:, :, :, None], estimate, of_estimate)
+
+
+def control_coefficients(
+    bank: Bank, pair: np.ndarray, sides: np.ndarray, variance: np.ndarray, paired: Sequence[str]
+) -> np.ndarray:
+    """gamma (C,): least squares of what `combined` is off by on its weight times the controls.
+
+    All methods, sizes and draws of left-out forecasts together; sizes as in `with_paired`.
+    Source: regression-estimated control variates (Owen 2013, section 8.9).
+    """
+    if len(paired) <= 2:
+        return np.zeros(0)
+    estimate, of_estimate, *controls = _columns(bank, pair, paired)
+    total = variance[:, :, :, None]
+    off = bank.kept[pair][..., None, None] - combined(sides, total, estimate, of_estimate)
+    weight = total / (total + of_estimate)
+    x = np.stack([(weight * u).ravel() for u in controls], axis=1)
+    return np.linalg.solve(x.T @ x, x.T @ off.ravel())
+
+
+def _columns(bank: Bank, pair: np.ndarray, names: Sequence[str]) -> list[np.ndarray]:
+    held = bank.X[pair]
+    return [held[..., bank.names.index(name)] for name in names]
+
+
+def variance_of(bank: Bank, pair: np.ndarray, errors: Errors, methods: list[int]) -> np.ndarray:
+    """Error variance (Q, M, 2, S) of the sides of `pair`, each at its own number of images."""
+    images = bank.images[pair]
+    held = {n: [errors.spread(m, 1 / n) ** 2 for m in methods] for n in np.unique(images)}
+    return np.moveaxis(np.array([held[n] for n in images.ravel()]).reshape(*images.shape, -1), 3, 1)
 
 
 def calibrate(
@@ -89,18 +125,19 @@ def calibrate(
 
     `paired` as in `with_paired`.
     """
-    inverse_n = 1 / bank.images[pair]
     by_side = (len(pair) * 2, *forecasts.shape[2:3], *forecasts.shape[4:])  # every side a row
     off = (bank.kept[pair][..., None, None] - forecasts).swapaxes(2, 3).reshape(2, *by_side)
-    of_side, _ = errors_of(off[0], off[1], inverse_n.reshape(len(pair) * 2, -1))
-    shared = np.tile(of_side.variance[-1], (len(bank.methods), 1))
+    of_side, _ = errors_of(off[0], off[1], bank.sizes)
+    m = len(bank.methods)
+    own, shared = (variance_of(bank, pair, of_side, which) for which in (list(range(m)), [m] * m))
+    gamma = control_coefficients(bank, pair, forecasts[0], own, paired)
     sides = [
-        with_paired(bank, pair, x, variance, paired)
-        for x, variance in zip(forecasts, (of_side.variance[:-1], shared), strict=True)
+        with_paired(bank, pair, x, variance, gamma, paired)
+        for x, variance in zip(forecasts, (own, shared), strict=True)
     ]
     found = []
     for outcome, of_sides in ((bank.mean, np.mean), (bank.worse, np.min)):
-        own, other = (outcome[pair][:, :, None, None] - of_sides(x, axis=2) for x in sides)
-        found.append(errors_of(own, other, inverse_n.mean(axis=1)))
+        errors = [outcome[pair][:, :, None, None] - of_sides(x, axis=2) for x in sides]
+        found.append(errors_of(errors[0], errors[1], bank.sizes))
     (mean, correlation), (worse, _) = found
-    return Calibration(of_side.variance, mean, worse, correlation)
+    return Calibration(of_side, gamma, mean, worse, correlation)

@@ -38,18 +38,19 @@ def from_document(document: dict[str, Any]) -> Forecaster:
     fitted = Forecaster(document["strength"], document["sharing"])
     names = tuple(document["names"])
     products = _symmetric(np.array(document["products"]), len(names) + 2)
-    fitted.moments_ = Moments(names, np.array(document["sizes"]), products[None])
+    sizes = np.array(document["sizes"])
+    fitted.moments_ = Moments(names, sizes, products[None])
     fitted.methods_ = tuple(document["methods"])
     fitted.range_ = np.array(document["range"])
     fitted.calibration_ = {}
     for level in levels():
         held = document["calibration"][_name(level)]
-        mean, worse = (
-            Errors(np.array(held[k]["variance"]), np.array(held[k]["quantiles"]))
-            for k in ("mean", "worse")
+        side, mean, worse = (
+            Errors(sizes, np.array(held[k]["variance"]), np.array(held[k]["quantiles"]))
+            for k in ("side", "mean", "worse")
         )
-        side, correlation = (np.array(held[k]) for k in ("side", "correlation"))
-        fitted.calibration_[level] = Calibration(side, mean, worse, correlation)
+        gamma, correlation = (np.array(held[k]) for k in ("gamma", "correlation"))
+        fitted.calibration_[level] = Calibration(side, gamma, mean, worse, correlation)
     return fitted
 
 
@@ -77,12 +78,15 @@ def _name(level: Level) -> str:
 
 
 def _calibration(held: Calibration) -> dict[str, Any]:
-    errors = {"mean": held.mean, "worse": held.worse}
+    errors = {"side": held.side, "mean": held.mean, "worse": held.worse}
     found: dict[str, Any] = {
         name: {"variance": e.variance.tolist(), "quantiles": e.quantiles.tolist()}
         for name, e in errors.items()
     }
-    return found | {"side": held.side.tolist(), "correlation": held.correlation.tolist()}
+    return found | {
+        "gamma": held.gamma.tolist(),
+        "correlation": held.correlation.tolist(),
+    }
 
 
 def _symmetric(lower: np.ndarray, size: int) -> np.ndarray:

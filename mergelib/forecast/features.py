@@ -11,7 +11,8 @@ OWN = ("zero_shot", "fine_tuned", "base_knowledge")
 KNOWN = (*OWN, *(f"other:{name}" for name in OWN))
 CONTROLS = ("expert_excess", "base_excess")
 CONTROLS_ALONE = ("expert_share", "base_share")
-PAIRED, PAIRED_ALONE = ("paired", "paired_variance"), ("paired_alone", "paired_alone_variance")
+PAIRED = ("paired", "paired_variance", *CONTROLS)
+PAIRED_ALONE = ("paired_alone", "paired_alone_variance")
 UNLABELLED = (*OF_SCORES, *OF_FEATURES)
 
 

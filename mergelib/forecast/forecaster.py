@@ -26,6 +26,7 @@ from mergelib.forecast.calibration import (
     held_out,
 )
 from mergelib.forecast.evidence import Evidence, Forecast, Probe
+from mergelib.forecast.intervals import interval, reaches
 from mergelib.forecast.moments import moments_of_pairs, ridge, summed
 from mergelib.forecast.statistics import COUNTS, OF_SCORES
 from mergelib.forecast.verdict import images_to_label, verdict
@@ -56,7 +57,7 @@ def columns(level: Level) -> list[str]:
 
 
 def paired(level: Level) -> tuple[str, ...]:
-    """Columns of the paired estimate and its variance, none without labels."""
+    """Columns of the paired estimate, its variance and its controls; none without labels."""
     _, known, probe = level
     if probe != "labels":
         return ()
@@ -128,16 +129,17 @@ class Forecaster(BaseEstimator):
         inverse_n = sum(0.5 / p.n for p in probes) if probes else 1 / self.moments_.sizes[-1]
         cal = self.calibration_[level]
         mean, worse, side = sides.mean(), sides.min(), int(sides.argmin())
-        spread = [float(e.spread(at, inverse_n)) for e in (cal.mean, cal.worse)]
-        low80, high80 = map(float, cal.mean.interval(mean, spread[0], 0.80))
-        low95, high95 = map(float, cal.mean.interval(mean, spread[0], 0.95))
-        p_90, p_95 = (float(cal.worse.reaches(t, worse, spread[1])) for t in (0.90, 0.95))
+        spread, shape = cal.mean.spread(at, inverse_n), cal.mean.shape(inverse_n)
+        low80, high80 = map(float, interval(mean, spread, shape, 0.80))
+        low95, high95 = map(float, interval(mean, spread, shape, 0.95))
+        spread, shape = cal.worse.spread(at, inverse_n), cal.worse.shape(inverse_n)
+        p_90, p_95 = (float(reaches(t, worse, spread, shape)) for t in (0.90, 0.95))
         labelled = probes[side].n if probes and level[2] == "labels" else 0
         with_labels = self.calibration_[(level[0], level[1], "labels")].worse
         more = images_to_label(with_labels, at, worse, labelled)
         return Forecast(
             float(mean),
-            float(worse + spread[1] * cal.worse.middle),
+            float(worse + spread * cal.worse.middle(inverse_n)),
             (float(sides[0]), float(sides[1])),
             (low80, high80),
             (low95, high95),
@@ -165,9 +167,12 @@ class Forecaster(BaseEstimator):
             middle = middle[at] if at < len(middle) else middle.mean(axis=0)
             moved += coef[at] * (x - middle) / 2
             if probe is not None and (pair := paired(level)):
-                v_inf, v_1 = self.calibration_[level].side[at]
-                before = sides[k]
-                sides[k] = combined(before, v_inf + v_1 / probe.n, *(given[n] for n in pair))
+                cal, before = self.calibration_[level], sides[k]
+                estimate, variance, *controls = (given[name] for name in pair)
+                estimate += np.dot(cal.gamma, controls)
+                sides[k] = combined(
+                    before, cal.side.spread(at, 1 / probe.n) ** 2, estimate, variance
+                )
                 by_labels += float(sides[k] - before) / 2
         drivers = dict(zip(names, moved.tolist(), strict=True))
         return sides, drivers | ({"paired": by_labels} if paired(level) else {})

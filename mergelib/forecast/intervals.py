@@ -4,7 +4,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from scipy.integrate import trapezoid
-from scipy.optimize import nnls
 
 GRID = np.linspace(0.0, 1.0, 201)
 
@@ -13,69 +12,73 @@ GRID = np.linspace(0.0, 1.0, 201)
 class Errors:
     """The distribution of outcome minus forecast, at a level of evidence.
 
-    variance (M + 1, 2): v_inf and v_1 of each method, the last of a method that the bank does not
-    hold, with error variance v_inf + v_1 / n; quantiles (G,): of error / standard deviation at the
-    probabilities GRID, all methods together.
+    sizes (S,), rising; variance (M + 1, S) of each method's errors with as many images, the last of
+    a method that the bank does not hold; quantiles (S, G): of error / standard deviation at the
+    probabilities GRID, all methods together. Between sizes all are linear in 1 / n, beyond them
+    those of the nearest.
     """
 
+    sizes: np.ndarray
     variance: np.ndarray
     quantiles: np.ndarray
 
-    def spread(self, method: int, inverse_n: float | np.ndarray) -> np.ndarray:
-        """Standard deviation of the error, sqrt(v_inf + v_1 / n)."""
-        v_inf, v_1 = self.variance[method]
-        return np.sqrt(v_inf + v_1 * np.asarray(inverse_n))
+    def spread(self, method: int, inverse_n: float) -> float:
+        """Standard deviation of a method's error at n images."""
+        low, high, share = between(self.sizes, 1 / inverse_n)
+        of = self.variance[method]
+        return float(np.sqrt((1 - share) * of[low] + share * of[high]))
 
-    @property
-    def middle(self) -> float:
+    def shape(self, inverse_n: float) -> np.ndarray:
+        """Quantiles (G,) of error / standard deviation at n images."""
+        low, high, share = between(self.sizes, 1 / inverse_n)
+        return (1 - share) * self.quantiles[low] + share * self.quantiles[high]
+
+    def middle(self, inverse_n: float) -> float:
         """The mean error, in standard deviations."""
-        return float(trapezoid(self.quantiles, GRID))
+        return float(trapezoid(self.shape(inverse_n), GRID))
 
-    def interval(self, forecast, spread, level: float) -> tuple[np.ndarray, np.ndarray]:
-        """forecast + spread q: q the quantiles that leave (1 - level) / 2 on either side.
 
-        Left-out errors stand in for those of the next pair, as in the jackknife.
-        Source: Barber et al. 2021 (jackknife+), with scores normalized (Lei et al. 2018).
-        """
-        tail = (1 - level) / 2
-        low, high = (np.interp(p, GRID, self.quantiles) for p in (tail, 1 - tail))
-        return forecast + spread * low, forecast + spread * high
+def between(sizes: np.ndarray, n: float) -> tuple[int, int, float]:
+    """Which rising sizes n lies between, and how far from the first to the second, in 1 / n.
 
-    def reaches(self, threshold: float, forecast, spread) -> np.ndarray:
-        """P(outcome >= threshold): the share of left-out errors that would take it there.
+    Below or above all: at the nearest.
+    """
+    every = np.arange(len(sizes))
+    place = float(np.interp(1 / n, 1 / sizes[::-1], every[::-1]))
+    low = min(int(place), max(len(sizes) - 2, 0))
+    return low, min(low + 1, len(sizes) - 1), place - low
 
-        Source: conformal predictive distributions (Vovk et al. 2019).
-        """
-        needed = (threshold - np.asarray(forecast)) / spread
-        return 1 - np.interp(needed, self.quantiles, GRID)
+
+def interval(forecast, spread: float, shape: np.ndarray, level: float) -> tuple:
+    """forecast + spread q: q the quantiles `shape` that leave (1 - level) / 2 on either side.
+
+    Left-out errors stand in for those of the next pair, as in the jackknife.
+    Source: Barber et al. 2021 (jackknife+), with scores normalized (Lei et al. 2018).
+    """
+    tail = (1 - level) / 2
+    low, high = (np.interp(p, GRID, shape) for p in (tail, 1 - tail))
+    return forecast + spread * low, forecast + spread * high
+
+
+def reaches(threshold: float, forecast, spread: float, shape: np.ndarray):
+    """P(outcome >= threshold): the share of left-out errors that would take the forecast there.
+
+    Source: conformal predictive distributions (Vovk et al. 2019).
+    """
+    return 1 - np.interp((threshold - np.asarray(forecast)) / spread, shape, GRID)
 
 
 def errors_of(
-    error: np.ndarray, of_other: np.ndarray, inverse_n: np.ndarray
+    error: np.ndarray, of_other: np.ndarray, sizes: np.ndarray
 ) -> tuple[Errors, np.ndarray]:
     """`Errors` from left-out errors, and the correlation (M, M) of the errors of two methods.
 
     error (P, M, R, S) with coefficients of each method; of_other, the same shape, with those that
-    all methods share, as for a method that the bank does not hold; inverse_n (P, S), 1 / n.
-    Variances by least squares of squared errors on 1 / n, neither part negative.
+    all methods share, as for a method that the bank does not hold.
     """
-    methods = [_variance(error[:, m], inverse_n) for m in range(error.shape[1])]
-    other = _variance(of_other.swapaxes(0, 1).reshape(-1, *error.shape[2:]),
-                      np.tile(inverse_n, (error.shape[1], 1)))  # fmt: skip
-    variance = np.array([*methods, other])
-    spread = np.sqrt(
-        variance[:-1, 0][:, None] + variance[:-1, 1][:, None] * inverse_n[:, None]
-    )  # (P, M, S)
-    scaled = error / spread[:, :, None]
-    quantiles = np.quantile(scaled, GRID)
+    own = (error**2).mean(axis=(0, 2))
+    variance = np.concatenate([own, (of_other**2).mean(axis=(0, 1, 2))[None]])
+    scaled = error / np.sqrt(own)[None, :, None]
+    quantiles = np.quantile(scaled, GRID, axis=(0, 1, 2)).T
     by_method = scaled.swapaxes(0, 1).reshape(error.shape[1], -1)
-    together = by_method @ by_method.T
-    size = np.sqrt(np.diagonal(together))
-    return Errors(variance, quantiles), together / size[:, None] / size
-
-
-def _variance(error: np.ndarray, inverse_n: np.ndarray) -> np.ndarray:
-    """v_inf and v_1 of errors (P, R, S)."""
-    squared = (error**2).mean(axis=1).ravel()
-    x = np.stack([np.ones_like(squared), inverse_n.ravel()], axis=1)
-    return nnls(x, squared)[0]
+    return Errors(sizes, variance, quantiles), by_method @ by_method.T / by_method.shape[1]

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from mergelib.forecast.bank import Bank
+from mergelib.forecast.intervals import between
 
 
 @dataclass(frozen=True)
@@ -35,13 +36,9 @@ class Moments:
 
         Linear in 1 / n between the sizes, as of means it is; beyond them that of the nearest size.
         """
-        every = np.arange(len(self.sizes))
-        place = np.interp(1 / n, 1 / self.sizes[::-1], every[::-1])
-        low = min(int(place), max(len(every) - 2, 0))
-        share = place - low
+        low, high, share = between(self.sizes, n)
         one, other = (
-            self.total[..., k, :, :, :] / self.total[..., k, :, :1, :1]
-            for k in (low, min(low + 1, len(every) - 1))
+            self.total[..., k, :, :, :] / self.total[..., k, :, :1, :1] for k in (low, high)
         )
         return (1 - share) * one + share * other
 
@@ -49,15 +46,13 @@ class Moments:
 def moments_of_pairs(bank: Bank) -> Moments:
     """The sums of every pair of a bank, (P, S, M, K + 2, K + 2), means over draws.
 
-    At a size counts a side that has as many images.
+    A side that has fewer images than a size asks for counts with those that it has.
     """
     found = []
-    for X, y, images in zip(bank.X, bank.kept, bank.images, strict=True):
+    for X, y in zip(bank.X, bank.kept, strict=True):
         y = np.broadcast_to(y[:, :, None, None, None], (*X.shape[:-1], 1))
         z = np.concatenate([np.ones_like(y), X, y], axis=-1)
-        full = (images == bank.sizes).astype(np.float64)
-        sums = np.einsum("mtrsi,mtrsj->tsmij", z, z, optimize=True) / z.shape[2]
-        found.append(np.einsum("ts,tsmij->smij", full, sums))
+        found.append(np.einsum("mtrsi,mtrsj->smij", z, z, optimize=True) / z.shape[2])
     return Moments(bank.names, bank.sizes, np.stack(found))
 
 

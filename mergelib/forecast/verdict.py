@@ -1,12 +1,9 @@
 """A forecast in words."""
 
-import numpy as np
-
-from mergelib.forecast.intervals import Errors
+from mergelib.forecast.intervals import Errors, reaches
 
 THRESHOLD = 0.90  # of its own accuracy, that the worse side is to keep
 SURE, SURE_NOT = 0.8, 0.2
-MOST = 1000  # images that one can be asked to label
 
 WILL, WILL_NOT = "will merge", "will not merge"
 SIDES = ("first", "second")
@@ -30,9 +27,10 @@ def images_to_label(errors: Errors, method: int, forecast: float, labelled: int)
     """How many more labelled images settle it, if the forecast of the worse side stays as it is.
 
     The least n for which P(>= THRESHOLD) leaves (SURE_NOT, SURE), minus those labelled already;
-    `errors` of forecasts with labels. None where that is more than MOST.
+    `errors` of forecasts with labels. None where no n that the bank knows does.
     """
-    n = np.arange(1, MOST + 1)
-    p = errors.reaches(THRESHOLD, forecast, errors.spread(method, 1 / n))
-    settled = n[((p >= SURE) | (p <= SURE_NOT)) & (n > labelled)]
-    return int(settled[0]) - labelled if len(settled) else None
+    for n in range(max(labelled, int(errors.sizes[0])), int(errors.sizes[-1]) + 1):
+        p = reaches(THRESHOLD, forecast, errors.spread(method, 1 / n), errors.shape(1 / n))
+        if n > labelled and not SURE_NOT < p < SURE:
+            return n - labelled
+    return None

@@ -17,6 +17,7 @@ from mergelib.forecast.calibration import (
     Calibration,
     calibrate,
     held_out,
+    variance_of,
     with_paired,
 )
 from mergelib.forecast.moments import Moments, summed
@@ -51,12 +52,12 @@ def evaluate(
     folds = summed(of_pairs, np.array([bank.without(e) for e in bank.ends]))
     own, _ = held_out(bank, folds, every, every, names, strength, sharing)
     found = inner(bank, of_pairs, names, paired, strength, sharing)
-    sides = np.concatenate(
-        [
-            with_paired(bank, every[k : k + 1], own[k : k + 1], of.side[:-1], paired)
-            for k, of in enumerate(found)
-        ]
-    )
+    parts, methods = [], list(range(len(bank.methods)))
+    for k, of in enumerate(found):
+        pair = every[k : k + 1]
+        variance = variance_of(bank, pair, of.side, methods)
+        parts.append(with_paired(bank, pair, own[pair], variance, of.gamma, paired))
+    sides = np.concatenate(parts)
     return Outcome(sides.mean(axis=2), sides.min(axis=2), found)
 
 

@@ -1,19 +1,23 @@
 """How good left-out forecasts are: error and r, coverage, probabilities, regret of the choice."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from itertools import product
 
 import numpy as np
 import pandas as pd
 from sklearn.metrics import roc_auc_score
 
 from mergelib.forecast.bank import Bank
+from mergelib.forecast.intervals import interval, reaches
 from mergelib.pairs.correlation import pearson
-from mergelib.pairs.inference import interval, task_weights
+from mergelib.pairs.inference import interval as bootstrap_interval
+from mergelib.pairs.inference import task_weights
 from studies.forecasting.protocol import Outcome
 
 BOOTSTRAP = 1000
 THRESHOLDS = (0.90, 0.95)
 LEVELS = (0.80, 0.95)
+Score = Callable[[int, int, np.ndarray, float, np.ndarray], object]
 
 
 def errors(bank: Bank, forecasts: Mapping[str, np.ndarray], sizes: Sequence[int]) -> pd.DataFrame:
@@ -36,15 +40,20 @@ def errors(bank: Bank, forecasts: Mapping[str, np.ndarray], sizes: Sequence[int]
     return pd.DataFrame(rows, columns=names)
 
 
-def spreads(bank: Bank, found: Outcome, which: str) -> np.ndarray:
-    """Standard deviations (P, M, S) that each fold gives its pair's forecast."""
-    inverse_n = (1 / bank.images).mean(axis=1)
-    return np.array(
-        [
-            [getattr(c, which).spread(m, inverse_n[k]) for m in range(len(bank.methods))]
-            for k, c in enumerate(found.calibration)
-        ]
-    )
+def by_pair(bank: Bank, found: Outcome, which: str, size: int, scored: Score) -> list:
+    """What `scored` makes of a pair's forecasts (R,), a method's spread and shape: P by M of it.
+
+    `which`: "mean" or "worse"; spread and shape are those of the pair's fold at its own images.
+    """
+    inverse_n = (1 / bank.images[:, :, size]).mean(axis=1)
+    made = getattr(found, which)[..., size]
+    rows = []
+    for k, calibration in enumerate(found.calibration):
+        errors = getattr(calibration, which)
+        shape = errors.shape(inverse_n[k])
+        spreads = [errors.spread(m, inverse_n[k]) for m in range(len(bank.methods))]
+        rows.append([scored(k, m, made[k, m], s, shape) for m, s in enumerate(spreads)])
+    return rows
 
 
 def coverage(
@@ -56,18 +65,15 @@ def coverage(
     """
     weights = task_weights(bank.ends, BOOTSTRAP, seed)
     rows = []
-    for name, found in outcomes.items():
-        spread = spreads(bank, found, "mean")
-        for s, level in ((s, level) for s in range(found.mean.shape[3]) for level in LEVELS):
-            inside, width = [], []
-            for k, c in enumerate(found.calibration):
-                low, high = c.mean.interval(found.mean[k, :, :, s], spread[k, :, s, None], level)
-                y = bank.mean[k][:, None]
-                inside.append(((low <= y) & (y <= high)).mean())
-                width.append((high - low).mean())
-            share = np.array(inside)
-            ends = interval(weights @ share / weights.sum(axis=1))
-            rows.append((name, sizes[s], level, share.mean(), *ends, np.mean(width)))
+    for (name, found), (s, n), level in product(outcomes.items(), enumerate(sizes), LEVELS):
+
+        def inside(k, m, made, spread, shape, level=level):
+            low, high = interval(made, spread, shape, level)
+            return ((low <= bank.mean[k, m]) & (bank.mean[k, m] <= high)).mean(), high[0] - low[0]
+
+        share, width = np.moveaxis(np.array(by_pair(bank, found, "mean", s, inside)), 2, 0)
+        drawn = bootstrap_interval(weights @ share.mean(axis=1) / weights.sum(axis=1))
+        rows.append((name, n, level, share.mean(), *drawn, width.mean()))
     names = ["forecast", "n", "level", "covered", "low", "high", "width"]
     return pd.DataFrame(rows, columns=names)
 
@@ -81,20 +87,17 @@ def probabilities(
     share (of merges that reach it), brier, brier_share (of always telling that share), auc.
     """
     rows = []
-    for name, found in outcomes.items():
-        spread = spreads(bank, found, "worse")
-        for s, threshold in ((s, t) for s in range(found.worse.shape[3]) for t in THRESHOLDS):
-            p = np.array(
-                [
-                    c.worse.reaches(threshold, found.worse[k, :, :, s], spread[k, :, s, None])
-                    for k, c in enumerate(found.calibration)
-                ]
-            )
-            true = np.broadcast_to((bank.worse >= threshold)[:, :, None], p.shape)
-            share = true.mean()
-            scores = (((p - true) ** 2).mean(), share * (1 - share))
-            auc = roc_auc_score(true.ravel(), p.ravel())
-            rows.append((name, sizes[s], threshold, share, *scores, auc))
+    for (name, found), (s, n), threshold in product(outcomes.items(), enumerate(sizes), THRESHOLDS):
+
+        def told(k, m, made, spread, shape, threshold=threshold):
+            return reaches(threshold, made, spread, shape)
+
+        p = np.array(by_pair(bank, found, "worse", s, told))
+        true = np.broadcast_to((bank.worse >= threshold)[:, :, None], p.shape)
+        share = true.mean()
+        brier = ((p - true) ** 2).mean()
+        auc = roc_auc_score(true.ravel(), p.ravel()) if 0 < share < 1 else np.nan
+        rows.append((name, n, threshold, share, brier, share * (1 - share), auc))
     names = ["forecast", "n", "threshold", "share", "brier", "brier_share", "auc"]
     return pd.DataFrame(rows, columns=names)
 
@@ -122,7 +125,10 @@ def regrets(
         ).reshape(chosen.shape)
         for s in range(made.shape[3]):
             each = lost[:, :, s].mean(axis=1)
-            ratio = (weights @ each) / (weights @ fixed)
+            with np.errstate(invalid="ignore", divide="ignore"):  # one task alone has no pair
+                ratio = (weights @ each) / (weights @ fixed)
             n = sizes[s] if given.ndim == 4 else 0
-            rows.append((name, n, each.mean(), each.mean() / fixed.mean(), *interval(ratio)))
+            rows.append(
+                (name, n, each.mean(), each.mean() / fixed.mean(), *bootstrap_interval(ratio))
+            )
     return pd.DataFrame(rows, columns=["forecast", "n", "regret", "of_fixed", "low", "high"])
