@@ -19,7 +19,7 @@ from mergelib.core.errors import MergelibError
 if TYPE_CHECKING:  # what measuring, merging and evaluating ask for is imported where they do
     import pandas as pd
 
-    from mergelib.forecast.answer import Answer
+    from mergelib.forecasting.answer import Answer
     from mergelib.merging.weighting import Weight
     from mergelib.models.backbones import Backbone
 
@@ -202,8 +202,8 @@ def forecast(
 ) -> "Answer":
     """Will these models merge: what every method leaves of each skill, how sure, which to take.
 
-    Shown as a table; `as_json()` has the keys of `mergelib.forecast.answer`. `models` are models by
-    name, or paths; `methods` names of `METHODS`, or "all" that the bank of reference merges holds.
+    Shown as a table; `as_json()` has the keys of `mergelib.forecasting.answer`. `models` are models
+    by name, or paths; `methods` names of `METHODS`, or "all" that the bank of reference merges has.
     By the models' names: `images`, a folder (a folder a class,
     or flat) or .npz or .safetensors; `labels`, CSV files of file and label; `heads`, safetensors
     (C, d); `classes`, files of class names for zero-shot heads, or "folders". `known`: a table of
@@ -214,8 +214,8 @@ def forecast(
     base, equals another, does not come from this base or was reparameterised (unless
     `canonicalize` undoes it) raises MergelibError before any merge; so does what does not fit.
     """
-    from mergelib.forecast.ask import Question
-    from mergelib.forecast.judging import answer
+    from mergelib.forecasting.ask import Question
+    from mergelib.forecasting.judging import answer
 
     asked = [methods] if isinstance(methods, str) else list(methods)
     question = Question(

@@ -5,8 +5,8 @@ import itertools
 import numpy as np
 import pandas as pd
 
-from mergelib.forecast.bank import Bank, assemble, weight_metrics
-from mergelib.forecast.statistics import COUNTS, OF_FEATURES, OF_SCORES
+from mergelib.forecasting.bank import Bank, assemble, weight_metrics
+from mergelib.forecasting.statistics import COUNTS, OF_FEATURES, OF_SCORES
 
 SIZES, DRAWS, METHODS = (5, 20, 80), 6, ("one", "two", "three")
 

@@ -11,13 +11,13 @@ from bounds import bound
 from forecast_world import METHODS, bank, tables
 
 from mergelib.core.store import file_digest, load_tensors, read_json, read_table, save_tensors
-from mergelib.forecast.bank import assemble, read_bank
-from mergelib.forecast.calibration import calibrate, held_out, variance_of, with_paired
-from mergelib.forecast.document import read_forecaster
-from mergelib.forecast.forecaster import Forecaster, columns, paired
-from mergelib.forecast.model import SHIPPED
-from mergelib.forecast.moments import moments_of_pairs, summed
-from mergelib.forecast.statistics import COUNTS, Outputs, statistics
+from mergelib.forecasting.bank import assemble, read_bank
+from mergelib.forecasting.calibration import calibrate, held_out, variance_of, with_paired
+from mergelib.forecasting.document import read_forecaster
+from mergelib.forecasting.forecaster import Forecaster, columns, paired
+from mergelib.forecasting.model import SHIPPED
+from mergelib.forecasting.moments import moments_of_pairs, summed
+from mergelib.forecasting.statistics import COUNTS, Outputs, statistics
 from mergelib.models.heads import logits
 from mergelib.pipeline.keys import path
 from mergelib.pipeline.params import Run, Sizes

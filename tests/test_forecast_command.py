@@ -13,7 +13,7 @@ from PIL import Image
 import mergelib as ml
 from mergelib import cli
 from mergelib.core.store import load_tensors, save_tensors
-from mergelib.forecast.model import shipped
+from mergelib.forecasting.model import shipped
 from mergelib.lineage.lock import locked
 from mergelib.models.backbones import load
 

@@ -13,10 +13,10 @@ from mergelib.checkpoints.reading import views
 from mergelib.checkpoints.selection import Choice
 from mergelib.core.errors import MergelibError
 from mergelib.core.store import save_tensors
-from mergelib.forecast import heads
-from mergelib.forecast.encoders import find_encoder
-from mergelib.forecast.heads import classifier_patterns, of_classes, of_classifier, text_of
-from mergelib.forecast.probe import Side, pairs_of, prepare, probe
+from mergelib.forecasting import heads
+from mergelib.forecasting.encoders import find_encoder
+from mergelib.forecasting.heads import classifier_patterns, of_classes, of_classifier, text_of
+from mergelib.forecasting.probe import Side, pairs_of, prepare, probe
 from mergelib.merging.engine import merge
 from mergelib.models import backbones, towers
 from mergelib.models.heads import zero_shot_head

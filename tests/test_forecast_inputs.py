@@ -10,11 +10,11 @@ from PIL import Image
 
 from mergelib.core.errors import MergelibError
 from mergelib.core.store import save_tensors
-from mergelib.forecast.heads import Head, of_file, read_classes
-from mergelib.forecast.images import draw, find_images, pixels
-from mergelib.forecast.known import of_mapping, read_known
-from mergelib.forecast.preprocessing import of_processor
-from mergelib.forecast.words import by_name, models_of
+from mergelib.forecasting.heads import Head, of_file, read_classes
+from mergelib.forecasting.images import draw, find_images, pixels
+from mergelib.forecasting.known import of_mapping, read_known
+from mergelib.forecasting.preprocessing import of_processor
+from mergelib.forecasting.words import by_name, models_of
 
 
 def picture(seed: int, size=(9, 7)) -> Image.Image:

@@ -12,8 +12,8 @@ from sklearn.linear_model import Ridge
 from sklearn.preprocessing import StandardScaler
 
 from mergelib.core.errors import MergelibError
-from mergelib.forecast.bank import assemble, weight_metrics
-from mergelib.forecast.calibration import (
+from mergelib.forecasting.bank import assemble, weight_metrics
+from mergelib.forecasting.calibration import (
     MOST,
     calibrate,
     combined,
@@ -22,12 +22,12 @@ from mergelib.forecast.calibration import (
     variance_of,
     with_paired,
 )
-from mergelib.forecast.document import read_forecaster, to_document, write_forecaster
-from mergelib.forecast.evidence import Evidence, Known, Probe
-from mergelib.forecast.forecaster import Forecaster, columns, level_of, levels, paired
-from mergelib.forecast.intervals import GRID, Errors, errors_of, interval, reaches
-from mergelib.forecast.moments import Moments, moments_of_pairs, ridge, summed
-from mergelib.forecast.verdict import WILL, WILL_NOT, images_to_label, verdict
+from mergelib.forecasting.document import read_forecaster, to_document, write_forecaster
+from mergelib.forecasting.evidence import Evidence, Known, Probe
+from mergelib.forecasting.forecaster import Forecaster, columns, level_of, levels, paired
+from mergelib.forecasting.intervals import GRID, Errors, errors_of, interval, reaches
+from mergelib.forecasting.moments import Moments, moments_of_pairs, ridge, summed
+from mergelib.forecasting.verdict import WILL, WILL_NOT, images_to_label, verdict
 
 pytestmark = pytest.mark.numeric
 
@@ -298,8 +298,8 @@ def evidence(made, pair: int, method: int, draw: int, size: int, level) -> Evide
         " and draw == @draw"
     )
     rows = rows[rows["n"] == (5, 20, 80)[size]]
-    from mergelib.forecast.features import OF_FEATURES, UNLABELLED
-    from mergelib.forecast.statistics import COUNTS
+    from mergelib.forecasting.features import OF_FEATURES, UNLABELLED
+    from mergelib.forecasting.statistics import COUNTS
 
     probes = []
     for _, row in rows.sort_values("side").iterrows():

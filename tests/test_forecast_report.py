@@ -10,8 +10,8 @@ from test_forecast_command import IMAGES, PAIR, made, user  # noqa: F401 - fixtu
 
 from mergelib import cli
 from mergelib.book.report import page
-from mergelib.forecast.answer import from_json
-from mergelib.forecast.words import as_words, by_name, in_shell, models_of
+from mergelib.forecasting.answer import from_json
+from mergelib.forecasting.words import as_words, by_name, in_shell, models_of
 
 
 class Page(html.parser.HTMLParser):

@@ -10,7 +10,7 @@ from scipy.special import softmax
 from scipy.stats import entropy
 
 from mergelib.core.errors import MergelibError
-from mergelib.forecast.statistics import Outputs, per_image, probe, statistics
+from mergelib.forecasting.statistics import Outputs, per_image, probe, statistics
 
 pytestmark = pytest.mark.numeric
 

@@ -21,9 +21,9 @@ from torch import Tensor
 from mergelib.checkpoints.reading import opened
 from mergelib.core.store import digest, read_json, save_tensors, write_json
 from mergelib.face import forecast
-from mergelib.forecast.answer import Answer, Judged, from_json
-from mergelib.forecast.verdict import THRESHOLD
-from mergelib.forecast.words import by_name, in_shell, models_of
+from mergelib.forecasting.answer import Answer, Judged, from_json
+from mergelib.forecasting.verdict import THRESHOLD
+from mergelib.forecasting.words import by_name, in_shell, models_of
 from mergelib.merging.engine import merge
 from mergelib.merging.registry import METHODS, preset
 from mergelib.models.accuracy import accuracy

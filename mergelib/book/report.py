@@ -16,9 +16,9 @@ from mergelib.book.keys import PACKAGE
 from mergelib.book.notebooks import INJECTED, read_notebook
 from mergelib.core.errors import MergelibError
 from mergelib.core.store import write_atomic
-from mergelib.forecast.answer import Answer
-from mergelib.forecast.ask import Question
-from mergelib.forecast.words import as_words
+from mergelib.forecasting.answer import Answer
+from mergelib.forecasting.ask import Question
+from mergelib.forecasting.words import as_words
 
 CHAPTER = "15_will_these_merge.ipynb"
 SHOWN = ("text/html", "text/markdown", "image/png", "text/plain")  # of an output, the first there

@@ -47,7 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Print the forecast."""
-    from mergelib.forecast.words import by_name, models_of
+    from mergelib.forecasting.words import by_name, models_of
 
     models = models_of(args.models)
     given = {name: by_name(getattr(args, name), models, name) for name in A_TASK}

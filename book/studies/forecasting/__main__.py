@@ -11,10 +11,10 @@ from pathlib import Path
 from mergelib.core.errors import MergelibError
 from mergelib.core.outputs import check_folder, check_output
 from mergelib.core.store import file_digest, read_json, write_table
-from mergelib.forecast.bank import read_bank
-from mergelib.forecast.document import write_forecaster
-from mergelib.forecast.forecaster import Forecaster
-from mergelib.forecast.model import SHIPPED
+from mergelib.forecasting.bank import read_bank
+from mergelib.forecasting.document import write_forecaster
+from mergelib.forecasting.forecaster import Forecaster
+from mergelib.forecasting.model import SHIPPED
 from mergelib.pipeline.params import load
 from mergelib.pipeline.run import locked
 from studies.forecasting.judge import judge

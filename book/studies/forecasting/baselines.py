@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 
-from mergelib.forecast.bank import Bank
+from mergelib.forecasting.bank import Bank
 from mergelib.pairs.covariates import with_task_covariates
 from mergelib.pairs.tables import Pairs, assemble
 from mergelib.pairs.targets import target

@@ -5,9 +5,9 @@ from pathlib import Path
 import pandas as pd
 
 from mergelib.core.store import read_table
-from mergelib.forecast.bank import Bank
-from mergelib.forecast.forecaster import Level, columns, paired
-from mergelib.forecast.moments import moments_of_pairs
+from mergelib.forecasting.bank import Bank
+from mergelib.forecasting.forecaster import Level, columns, paired
+from mergelib.forecasting.moments import moments_of_pairs
 from studies.forecasting import scores
 from studies.forecasting.baselines import attainable, baselines
 from studies.forecasting.protocol import evaluate

@@ -10,8 +10,8 @@ from itertools import combinations
 
 import numpy as np
 
-from mergelib.forecast.bank import Bank
-from mergelib.forecast.calibration import (
+from mergelib.forecasting.bank import Bank
+from mergelib.forecasting.calibration import (
     SHARING,
     STRENGTH,
     Calibration,
@@ -20,7 +20,7 @@ from mergelib.forecast.calibration import (
     variance_of,
     with_paired,
 )
-from mergelib.forecast.moments import Moments, summed
+from mergelib.forecasting.moments import Moments, summed
 
 INNER_DRAWS = 5  # of the bank's, that errors inside a fold are taken from
 BLOCKS = 300  # blocks of four tasks at once

@@ -7,8 +7,8 @@ import numpy as np
 import pandas as pd
 from sklearn.metrics import roc_auc_score
 
-from mergelib.forecast.bank import Bank
-from mergelib.forecast.intervals import interval, reaches
+from mergelib.forecasting.bank import Bank
+from mergelib.forecasting.intervals import interval, reaches
 from mergelib.pairs.correlation import pearson
 from mergelib.pairs.inference import interval as bootstrap_interval
 from mergelib.pairs.inference import task_weights

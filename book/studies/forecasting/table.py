@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from mergelib.core.store import digest, load_tensors
-from mergelib.forecast.statistics import COUNTS, Outputs, per_image, unlabelled
+from mergelib.forecasting.statistics import COUNTS, Outputs, per_image, unlabelled
 from mergelib.models.heads import logits
 from mergelib.pipeline.params import Run
 from mergelib.pipeline.task_data import head

@@ -7,7 +7,7 @@ import pandas as pd
 
 from mergelib.core.errors import MergelibError
 from mergelib.core.store import digest, read_json, read_table, write_json, write_table
-from mergelib.forecast.bank import TABLES
+from mergelib.forecasting.bank import TABLES
 from mergelib.pipeline.keys import key, path
 from mergelib.pipeline.params import Run
 from mergelib.pipeline.run import each, plan, unfinished, workers

@@ -11,14 +11,14 @@ from tqdm import tqdm
 from mergelib.checkpoints.reading import Source, View, views
 from mergelib.checkpoints.selection import Choice
 from mergelib.core.errors import MergelibError, tell
-from mergelib.forecast import heads as heads_of
-from mergelib.forecast import known as known_of
-from mergelib.forecast.encoders import Encoder, find_encoder
-from mergelib.forecast.evidence import Evidence, Known, Probe
-from mergelib.forecast.heads import Head
-from mergelib.forecast.images import Images, draw, find_images, pixels
-from mergelib.forecast.probe import Side, pairs_of, prepare, probe
-from mergelib.forecast.words import FOLDERS
+from mergelib.forecasting import heads as heads_of
+from mergelib.forecasting import known as known_of
+from mergelib.forecasting.encoders import Encoder, find_encoder
+from mergelib.forecasting.evidence import Evidence, Known, Probe
+from mergelib.forecasting.heads import Head
+from mergelib.forecasting.images import Images, draw, find_images, pixels
+from mergelib.forecasting.probe import Side, pairs_of, prepare, probe
+from mergelib.forecasting.words import FOLDERS
 from mergelib.lineage.canonical import canonicalize
 from mergelib.lineage.detect import findings
 from mergelib.merging.registry import METHODS

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import numpy as np
 
-from mergelib.forecast.answer import Answer, Judged
-from mergelib.forecast.ask import Findings, Question, gather
-from mergelib.forecast.evidence import Evidence, Forecast, Probe
-from mergelib.forecast.model import forecast, recommend, shipped
-from mergelib.forecast.verdict import SIDES, WILL, WILL_NOT, verdict
+from mergelib.forecasting.answer import Answer, Judged
+from mergelib.forecasting.ask import Findings, Question, gather
+from mergelib.forecasting.evidence import Evidence, Forecast, Probe
+from mergelib.forecasting.model import forecast, recommend, shipped
+from mergelib.forecasting.verdict import SIDES, WILL, WILL_NOT, verdict
 
 ALL = ("all",)
 OF_SETS = (

@@ -13,9 +13,9 @@ from mergelib.checkpoints.reading import View, opened
 from mergelib.checkpoints.weights import of_mapping
 from mergelib.core.documents import read_mapping
 from mergelib.core.errors import MergelibError
-from mergelib.forecast import transformers_models
-from mergelib.forecast.images import Transform
-from mergelib.forecast.preprocessing import OPEN_CLIP, of_backbone, of_folders
+from mergelib.forecasting import transformers_models
+from mergelib.forecasting.images import Transform
+from mergelib.forecasting.preprocessing import OPEN_CLIP, of_backbone, of_folders
 from mergelib.models.backbones import load_state
 from mergelib.models.towers import Kind, build, image_size, is_tower, kind_of, kinds
 

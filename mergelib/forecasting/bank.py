@@ -9,8 +9,8 @@ import pandas as pd
 
 from mergelib.core.errors import MergelibError
 from mergelib.core.store import read_table
-from mergelib.forecast import features
-from mergelib.forecast.statistics import COUNTS
+from mergelib.forecasting import features
+from mergelib.forecasting.statistics import COUNTS
 from mergelib.metrics.registry import METRICS, published_metrics
 from mergelib.metrics.table import OF_WEIGHTS
 from mergelib.pairs.tables import KEYS, need

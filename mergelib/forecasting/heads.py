@@ -20,7 +20,7 @@ from mergelib.core.documents import read_mapping
 from mergelib.core.documents import text_of as text_in
 from mergelib.core.errors import MergelibError
 from mergelib.core.store import load_tensors
-from mergelib.forecast.transformers_models import transformers
+from mergelib.forecasting.transformers_models import transformers
 from mergelib.models.backbones import GLYPH_VIT, Backbone
 from mergelib.models.heads import logits, zero_shot_head
 from mergelib.models.towers import text_tower

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from mergelib.core.errors import MergelibError
-from mergelib.forecast.evidence import Probe
+from mergelib.forecasting.evidence import Probe
 
 OF_SCORES = ("soft", "agree", "kl", "conf", "doc", "ent", "base_soft")  # they ask for a head
 OF_FEATURES = ("drift", "recovered")

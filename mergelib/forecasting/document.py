@@ -9,10 +9,10 @@ import numpy as np
 from mergelib.core.documents import read_json
 from mergelib.core.errors import MergelibError
 from mergelib.core.store import write_atomic
-from mergelib.forecast.calibration import Calibration
-from mergelib.forecast.forecaster import Forecaster, Level, levels
-from mergelib.forecast.intervals import Errors
-from mergelib.forecast.moments import Moments
+from mergelib.forecasting.calibration import Calibration
+from mergelib.forecasting.forecaster import Forecaster, Level, levels
+from mergelib.forecasting.intervals import Errors
+from mergelib.forecasting.moments import Moments
 
 
 def to_document(fitted: Forecaster, meta: dict[str, Any]) -> dict[str, Any]:

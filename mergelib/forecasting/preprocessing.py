@@ -10,7 +10,7 @@ from torchvision import transforms
 
 from mergelib.core.documents import read_mapping
 from mergelib.core.errors import MergelibError
-from mergelib.forecast.images import Transform
+from mergelib.forecasting.images import Transform
 from mergelib.merging.registry import NUMBER
 from mergelib.models.backbones import GLYPH_VIT, load
 

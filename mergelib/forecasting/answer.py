@@ -21,7 +21,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from mergelib.forecast.evidence import Forecast
+from mergelib.forecasting.evidence import Forecast
 
 if TYPE_CHECKING:
     import pandas as pd

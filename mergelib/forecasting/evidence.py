@@ -16,7 +16,7 @@ class Known:
 class Probe:
     """One side of a merge, seen on `n` images of its task.
 
-    unlabelled: the statistics of `mergelib.forecast.statistics` by name, means over the images;
+    unlabelled: the statistics of `mergelib.forecasting.statistics` by name, means over the images;
     those of class scores are absent where there is no head. With labels, counts of images:
     expert_right, expert_only (that only the expert gets right), merged_only; base_right, where the
     base has class scores.

@@ -9,10 +9,10 @@ from torch import Tensor
 
 from mergelib.checkpoints.reading import View, opened
 from mergelib.core.errors import MergelibError
-from mergelib.forecast.encoders import Encoder
-from mergelib.forecast.evidence import Probe
-from mergelib.forecast.heads import Head
-from mergelib.forecast.statistics import Outputs, statistics
+from mergelib.forecasting.encoders import Encoder
+from mergelib.forecasting.evidence import Probe
+from mergelib.forecasting.heads import Head
+from mergelib.forecasting.statistics import Outputs, statistics
 from mergelib.merging.cache import cached_factors
 from mergelib.merging.engine import Plan, merged
 from mergelib.merging.registry import METHODS, preset

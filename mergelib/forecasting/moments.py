@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mergelib.forecast.bank import Bank
-from mergelib.forecast.intervals import between
+from mergelib.forecasting.bank import Bank
+from mergelib.forecasting.intervals import between
 
 
 @dataclass(frozen=True)

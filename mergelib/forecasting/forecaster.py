@@ -15,9 +15,9 @@ from sklearn.base import BaseEstimator
 from sklearn.utils.validation import check_is_fitted
 
 from mergelib.core.errors import MergelibError
-from mergelib.forecast import features
-from mergelib.forecast.bank import Bank, weight_metrics
-from mergelib.forecast.calibration import (
+from mergelib.forecasting import features
+from mergelib.forecasting.bank import Bank, weight_metrics
+from mergelib.forecasting.calibration import (
     MOST,
     SHARING,
     STRENGTH,
@@ -25,11 +25,11 @@ from mergelib.forecast.calibration import (
     combined,
     held_out,
 )
-from mergelib.forecast.evidence import Evidence, Forecast, Probe
-from mergelib.forecast.intervals import interval, reaches
-from mergelib.forecast.moments import moments_of_pairs, ridge, summed
-from mergelib.forecast.statistics import COUNTS, OF_SCORES
-from mergelib.forecast.verdict import images_to_label, verdict
+from mergelib.forecasting.evidence import Evidence, Forecast, Probe
+from mergelib.forecasting.intervals import interval, reaches
+from mergelib.forecasting.moments import moments_of_pairs, ridge, summed
+from mergelib.forecasting.statistics import COUNTS, OF_SCORES
+from mergelib.forecasting.verdict import images_to_label, verdict
 
 DRAWS = 10_000  # a mean within a hundredth of its standard deviation
 PROBES = ("", "features", "scores", "labels")

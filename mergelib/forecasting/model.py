@@ -4,9 +4,9 @@ from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 
-from mergelib.forecast.document import read_forecaster
-from mergelib.forecast.evidence import Evidence, Forecast
-from mergelib.forecast.forecaster import Forecaster
+from mergelib.forecasting.document import read_forecaster
+from mergelib.forecasting.evidence import Evidence, Forecast
+from mergelib.forecasting.forecaster import Forecaster
 
 SHIPPED = Path(__file__).with_name("calibration.json")
 

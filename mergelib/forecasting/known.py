@@ -7,7 +7,7 @@ import pandas as pd
 
 from mergelib.core.errors import MergelibError
 from mergelib.core.store import read_table
-from mergelib.forecast.evidence import Known
+from mergelib.forecasting.evidence import Known
 
 COLUMNS = ("zero_shot", "fine_tuned")
 

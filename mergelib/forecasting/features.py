@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from mergelib.forecast.statistics import OF_FEATURES, OF_SCORES
+from mergelib.forecasting.statistics import OF_FEATURES, OF_SCORES
 
 OWN = ("zero_shot", "fine_tuned", "base_knowledge")
 KNOWN = (*OWN, *(f"other:{name}" for name in OWN))

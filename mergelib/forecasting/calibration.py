@@ -5,9 +5,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mergelib.forecast.bank import Bank
-from mergelib.forecast.intervals import Errors, errors_of
-from mergelib.forecast.moments import Moments, ridge
+from mergelib.forecasting.bank import Bank
+from mergelib.forecasting.intervals import Errors, errors_of
+from mergelib.forecasting.moments import Moments, ridge
 
 STRENGTH, SHARING = 0.03, 3.0  # of `ridge`: a hundredth to a tenth, and 0.3 to 3, do as well
 MOST = 1.05  # of its expert's accuracy, that a merge is forecast to keep

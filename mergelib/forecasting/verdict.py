@@ -1,6 +1,6 @@
 """A forecast in words."""
 
-from mergelib.forecast.intervals import Errors, reaches
+from mergelib.forecasting.intervals import Errors, reaches
 
 THRESHOLD = 0.90  # of its own accuracy, that the worse side is to keep
 SURE, SURE_NOT = 0.8, 0.2
