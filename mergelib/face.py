@@ -58,18 +58,11 @@ def measure(
       task_a task_b  task_vector_dot_product  task_vector_magnitude_ratio
     0      a      b                      2.0                        0.707
     """
-    named: Mapping[str, Source] | Sequence[Path]
-    if isinstance(models, Mapping):
-        named = {name: _weights(model) for name, model in models.items()}
-    elif isinstance(models, (str, Path)) or not all(isinstance(m, (str, Path)) for m in models):
-        raise MergelibError("give the models by name, {'a': model, …}, or a list of paths")
-    else:
-        named = [Path(model) for model in models]
     from mergelib.metrics.table import pairwise_of_checkpoints
 
     return pairwise_of_checkpoints(
         _weights(base),
-        named,
+        _by_name(models),
         metrics,
         edition,
         None if cache is None else Path(cache),
@@ -202,17 +195,17 @@ def forecast(
 ) -> "Answer":
     """Will these models merge: what every method leaves of each skill, how sure, which to take.
 
-    Shown as a table; `as_json()` has the keys of `mergelib.forecasting.answer`. `models` are models
-    by name, or paths; `methods` names of `METHODS`, or "all" that the bank of reference merges has.
-    By the models' names: `images`, a folder (a folder a class,
-    or flat) or .npz or .safetensors; `labels`, CSV files of file and label; `heads`, safetensors
-    (C, d); `classes`, files of class names for zero-shot heads, or "folders". `known`: a table of
-    model (or task), zero_shot, fine_tuned, or (zero_shot, fine_tuned) by name. `n` images a task
-    are drawn by `seed`. `backbone` names the encoder where weights do not tell it, `cache` a folder
-    that spares work of many pairs. `report`: an HTML file, the book's chapter on these models,
-    which must be paths. Accuracies are shares of the fine-tuned models' own. A model that is the
-    base, equals another, does not come from this base or was reparameterised (unless
-    `canonicalize` undoes it) raises MergelibError before any merge; so does what does not fit.
+    Shown as a table; `as_json()` has the keys of `mergelib.forecasting.answer`. `models` are
+    models by name, or paths; `methods` names of `METHODS`, or "all" that the bank of reference
+    merges has. By the models' names: `images`, a folder (a folder a class, or flat) or .npz or
+    .safetensors; `labels`, CSV files of file and label; `heads`, safetensors (C, d); `classes`,
+    files of class names for zero-shot heads, or "folders". `known`: a table of model (or task),
+    zero_shot, fine_tuned, or (zero_shot, fine_tuned) by name. `n` images a task are drawn by
+    `seed`. `backbone` names the encoder where weights do not tell it, `cache` a folder that spares
+    work of many pairs. `report`: an HTML file, the book's chapter on these models, which must be
+    paths. Accuracies are shares of the fine-tuned models' own. A model that is the base, equals
+    another, does not come from this base or was reparameterised (unless `canonicalize` undoes it)
+    raises MergelibError before any merge; so does what does not fit.
     """
     from mergelib.forecasting.ask import Question
     from mergelib.forecasting.judging import answer
@@ -243,11 +236,16 @@ def forecast(
 
 
 def _by_name(models: "Mapping[str, Model] | Sequence[Path | str]") -> Mapping[str, Source]:
-    """Models by name; paths are named by what tells them apart."""
+    """Models by name; paths are named by what tells them apart.
+
+    Raises MergelibError for models in memory without names.
+    """
     from mergelib.checkpoints.names import names_of_paths
 
     if isinstance(models, Mapping):
         return {name: _weights(model) for name, model in models.items()}
+    if isinstance(models, str | Path) or not all(isinstance(m, str | Path) for m in models):
+        raise MergelibError("give the models by name, {'a': model, …}, or a list of paths")
     paths = [Path(model) for model in models]
     return dict(zip(names_of_paths(paths), paths, strict=True))
 

@@ -19,10 +19,9 @@ from mergelib.forecasting.heads import Head
 from mergelib.forecasting.images import Images, draw, find_images, pixels
 from mergelib.forecasting.probe import Side, pairs_of, prepare, probe
 from mergelib.forecasting.words import FOLDERS
-from mergelib.lineage.canonical import canonicalize
-from mergelib.lineage.detect import findings
+from mergelib.lineage.canonical import of_one_lineage
 from mergelib.merging.registry import METHODS
-from mergelib.metrics.table import pairwise_of_checkpoints
+from mergelib.metrics.table import pairwise_of_views
 from mergelib.models.backbones import Backbone
 
 Named = Mapping[str, Path | str]
@@ -113,18 +112,18 @@ def gather(question: Question, progress: bool = False) -> Findings:
     check(question)
     known = _known(question)
     found = {} if question.images is None else _images(question)
-    given = _given(question)
+    base, models = _given(question)
     names = question.names
     pairs = pairs_of(len(names))
-    metrics = _metrics(question, given)
+    metrics = _metrics(question, base, models)
     if not found:
         held = {(names[i], names[j]): _evidence(question, metrics, known, i, j) for i, j in pairs}
         return Findings(held, {}, False, False)
-    encoder, sides = _sides(question, given.base_view, found)
+    encoder, sides = _sides(question, base, found)
     sets = [*pairs] if len(names) == 2 else [*pairs, tuple(range(len(names)))]
     steps = 1 + len(names) + len(sets) * len(question.methods)
     with tqdm(total=steps, unit="model", disable=None if progress else True) as bar:
-        bench = prepare(given.base_view, given.views, encoder, sides, bar.update)
+        bench = prepare(base, models, encoder, sides, bar.update)
         probes = {
             members: probe(
                 bench, members, question.methods, question.seed, question.cache, bar.update
@@ -144,34 +143,20 @@ def gather(question: Question, progress: bool = False) -> Findings:
     return Findings(held, whole, scored, labelled, encoder.name)
 
 
-@dataclass(frozen=True)
-class _Given:
-    """Base and models as given (or mended), what is left out of them, and views of the rest."""
+def _given(question: Question) -> tuple[View, list[View]]:
+    """Base and models (or mended ones) without classifiers, which no method merges.
 
-    base: Source
-    models: list[Source]
-    choice: Choice
-    base_view: View
-    views: list[View]
-
-
-def _given(question: Question) -> _Given:
-    """Classifiers, which no method merges, are left out. Raises MergelibError for a model that a
-    merge with this base would ruin, with `canonicalize` unless it can be mended."""
+    Raises MergelibError for a model that a merge with this base would ruin, with `canonicalize`
+    unless it can be mended.
+    """
     names, sources = question.names, [*question.models.values()]
     choice = Choice(exclude=heads_of.classifier_patterns(question.base, sources))
-    base, models, _ = views(question.base, sources, choice)  # what it notes, the metrics tell
-    wrong = findings(base, models)
-    mended = [f for f in wrong if question.canonicalize and f.kind == "reparameterised"]
-    left = [f for f in wrong if f not in mended]
-    if left:
-        raise MergelibError("; ".join(f"model {names[each.model]}: {each}" for each in left))
-    if mended:
-        for each in mended:
-            sources[each.model] = canonicalize(base, models[each.model])
-            tell([f"{each.label}: reparameterised in {len(each.tensors)} tensors, which is undone"])
-        base, models, _ = views(question.base, sources, choice)
-    return _Given(question.base, sources, choice, base, models)
+    base, models, found = views(question.base, sources, choice)
+    tell(found.notes)
+    models, wrong = of_one_lineage(base, models, question.canonicalize)
+    if wrong:
+        raise MergelibError("; ".join(f"model {names[each.model]}: {each}" for each in wrong))
+    return base, models
 
 
 def _known(question: Question) -> dict[str, Known]:
@@ -182,10 +167,10 @@ def _known(question: Question) -> dict[str, Known]:
     return known_of.read_known(question.known, question.names)
 
 
-def _metrics(question: Question, given: _Given) -> list[dict[str, float]]:
+def _metrics(question: Question, base: View, models: Sequence[View]) -> list[dict[str, float]]:
     """The weight metrics of every pair, in the order of `pairs_of`."""
-    named = dict(zip(question.names, given.models, strict=True))
-    table = pairwise_of_checkpoints(given.base, named, cache=question.cache, choice=given.choice)
+    named = dict(zip(question.names, models, strict=True))
+    table = pairwise_of_views(base, named, question.cache)
     return table.drop(columns=["task_a", "task_b"]).to_dict("records")
 
 

@@ -5,21 +5,39 @@ model computes. Whether its owner wants it merged, weights do not say.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from scipy.linalg import solve_sylvester
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from mergelib.checkpoints.reading import Source, opened_models
-from mergelib.core.errors import MergelibError
-from mergelib.lineage.detect import as_views, is_rewritten
+from mergelib.checkpoints.reading import Source, View, opened_models
+from mergelib.core.errors import MergelibError, tell
+from mergelib.lineage.detect import Finding, as_views, findings, is_rewritten
 from mergelib.lineage.heads import find_heads, heads_of
 from mergelib.lineage.invariants import compare
 from mergelib.lineage.symmetries import parts, read, rewritten
 
 STEPS = 20  # of Gauss-Newton at most; it converges in about five
 STILL = 1e-12  # a step that gains a smaller share of the cost is the last
+
+
+def of_one_lineage(
+    base: View, models: Sequence[View], mend: bool
+) -> tuple[list[View], list[Finding]]:
+    """The models as they can be merged, and what is still wrong with them (`detect.findings`).
+
+    With `mend`, reparameterisations are undone, which is told. Raises MergelibError as `findings`
+    and `canonicalize` do.
+    """
+    found, models = findings(base, models), list(models)
+    undone = [each for each in found if mend and each.kind == "reparameterised"]
+    for each in undone:
+        view = models[each.model]
+        models[each.model] = replace(view, origin=canonicalize(base, view))
+        tell([f"{each.label}: reparameterised in {len(each.tensors)} tensors, which is undone"])
+    return models, [each for each in found if each not in undone]
 
 
 @torch.no_grad()

@@ -27,10 +27,8 @@ COLUMNS = 64  # of the residual stream that are looked at: any of them are invar
 # and its dimensions have no order that would make the first ones special
 BATCH = 2**29  # bytes of parts between openings: pages of a mapped file count until it closes
 
-# The twenty glyph experts have in every part a ratio of at most 1.0 and d_function of at most 0.06;
-# 24 models of other rules and up to twice the steps, 1.0 and 0.17. Locked, the experts have ratios
-# of 4.0 to 15.2 and the same d_function; twenty fresh models of the architecture, at most 1.2 and
-# at least 0.72. Training goes across the symmetries: no gradient has their direction.
+# Training goes across the symmetries, no gradient has their direction: its ratios are about 1,
+# those of locks 4 and more (tests/test_lineage.py holds both).
 RATIO = 2.0
 UNRELATED = 0.5
 

@@ -17,8 +17,7 @@ from mergelib.core.errors import MergelibError, tell
 from mergelib.core.outputs import check_output
 from mergelib.core.registry import unknown
 from mergelib.core.store import write_atomic
-from mergelib.lineage.canonical import canonicalize
-from mergelib.lineage.detect import findings
+from mergelib.lineage.canonical import of_one_lineage
 from mergelib.merging import engine
 from mergelib.merging.cache import cached_factors
 from mergelib.merging.card import texts
@@ -44,7 +43,7 @@ def prepare(
 
     `sources` are the base and the models themselves (none: the recipe's paths). Raises
     MergelibError for settings, checkpoints and places that will not do: an input is never written
-    over, nor is a folder that holds files.
+    over, nor is a folder that holds files; nor can every reparameterisation be undone.
     """
     METHODS[recipe.method].check(recipe.settings)
     if recipe.dtype not in (None, *DTYPES):
@@ -60,24 +59,9 @@ def prepare(
     choice = Choice(tuple(recipe.only), tuple(recipe.exclude), recipe.shared_rows)
     planned = engine.plan(base, models, choice, recipe.torch_dtype)
     tell(planned.notes)
-    return _of_one_lineage(planned, recipe.canonicalize)
-
-
-def _of_one_lineage(planned: Plan, canonical: bool) -> Plan:
-    """Tell of models that this base's merges are not for; those that can be mended are, if asked.
-
-    Raises MergelibError where a reparameterisation cannot be undone.
-    """
-    models = list(planned.models)
-    found = findings(planned.base, models)
-    for each in found:
-        if canonical and each.kind == "reparameterised":
-            view = models[each.model]
-            models[each.model] = replace(view, origin=canonicalize(planned.base, view))
-    mended = [f for f in found if canonical and f.kind == "reparameterised"]
-    tell(str(each) for each in found if each not in mended)
-    tell(f"{f.label}: reparameterised in {len(f.tensors)} tensors, which is undone" for f in mended)
-    return replace(planned, models=tuple(models))
+    views, wrong = of_one_lineage(planned.base, planned.models, recipe.canonicalize)
+    tell(str(each) for each in wrong)
+    return replace(planned, models=tuple(views))
 
 
 def tensors(

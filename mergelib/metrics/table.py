@@ -8,7 +8,7 @@ import numpy as np
 
 from mergelib.checkpoints.digests import content_digests
 from mergelib.checkpoints.names import names_of_paths
-from mergelib.checkpoints.reading import Source, text_matrices, views
+from mergelib.checkpoints.reading import Source, View, text_matrices, views
 from mergelib.checkpoints.selection import Choice
 from mergelib.core.errors import MergelibError, tell
 from mergelib.lineage.detect import findings
@@ -98,18 +98,34 @@ def pairwise_of_checkpoints(
     sources: list[Source] = [*models] if named is None else [*named.values()]
     zeros = text_matrices(base) if edition == "paper" else 0
     base, shown, found = views(base, sources, choice, whole)
-    sources = [*shown]
     tell(found.notes)
-    tell(str(each) for each in findings(base, sources) if each.kind != "equal_to_base")
-    summaries: Sequence[Source]
-    if cache is None:
-        layer_grams, summaries = survey(base, sources, device=device)
-    else:
-        keys = content_digests(cache, [base, *sources])
-        layer_grams, summaries = cached_survey(cache, base, sources, keys, device)
-    x = read_inputs(base, sources, summaries, zeros, layer_grams)
+    tell(str(each) for each in findings(base, shown) if each.kind != "equal_to_base")
+    x = _inputs(base, shown, cache, device, zeros)
     _check_moved(x, labels, whole)
     return pairwise(x, labels, names, edition)
+
+
+def pairwise_of_views(
+    base: View, models: Mapping[str, View], cache: Path | None = None
+) -> "pd.DataFrame":
+    """The `weight_metrics` of models whose lineage is known; `cache` as above.
+
+    Raises MergelibError as `pairwise_of_checkpoints` does.
+    """
+    x = _inputs(base, list(models.values()), cache)
+    return pairwise(x, list(models), weight_metrics())
+
+
+def _inputs(
+    base: View, models: Sequence[View], cache: Path | None, device: str = "cpu", zeros: int = 0
+) -> Inputs:
+    summaries: Sequence[Source]
+    if cache is None:
+        layer_grams, summaries = survey(base, models, device=device)
+    else:
+        keys = content_digests(cache, [base, *models])
+        layer_grams, summaries = cached_survey(cache, base, models, keys, device)
+    return read_inputs(base, models, summaries, zeros, layer_grams)
 
 
 def _check_moved(x: Inputs, labels: Sequence[str], whole: bool) -> None:
