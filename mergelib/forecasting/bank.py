@@ -1,7 +1,7 @@
 """The reference bank: merges whose outcome is known, probed by many draws of few images."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -48,6 +48,13 @@ class Bank:
     def worse(self) -> np.ndarray:
         """That of the side that loses more, (P, M)."""
         return self.kept.min(axis=2)
+
+    def of(self, pairs: np.ndarray) -> "Bank":
+        """That of some pairs, a mask (P,) or places; all tasks keep their numbers."""
+        some = {
+            name: getattr(self, name)[pairs] for name in ("world", "ends", "X", "images", "kept")
+        }
+        return replace(self, **some)
 
     def without(self, tasks: Sequence[int]) -> np.ndarray:
         """Which pairs (P,) hold none of the numbered tasks."""

@@ -38,11 +38,13 @@ def held_out(
     names: Sequence[str],
     strength: float = STRENGTH,
     sharing: float = SHARING,
+    methods: Sequence[int] | None = None,
 ) -> np.ndarray:
     """Forecasts of `pair` (Q,) by the coefficients of `fold` (Q,): (2, Q, M, 2, R, S).
 
     First with the coefficients of each method, then with those that all methods share. `of_folds`
-    holds the sums of F folds, see `moments.summed`; sides are forecast for their own n.
+    holds the sums of F folds, see `moments.summed`; sides are forecast for their own n. `methods`:
+    where the bank's stand in the folds; None: there are no others.
     """
     columns = bank.X[..., [bank.names.index(name) for name in names]]
     moments = of_folds.of(names)
@@ -50,11 +52,12 @@ def held_out(
     out = np.empty((2, len(pair), m, 2, r, s))
     for n in np.unique(bank.images[pair]):
         coef, intercept = ridge(moments.at(n), strength, sharing)
+        each = range(m) if methods is None else methods
         for side, size in np.ndindex(2, s):
             rows = np.flatnonzero(bank.images[pair, side, size] == n)
             x = columns[pair[rows], :, side, :, size]
-            for k, which in enumerate((slice(m), slice(m, m + 1))):
-                b, c = coef[fold[rows], which], intercept[fold[rows], which]
+            for k, which in enumerate(([*each], [-1])):
+                b, c = coef[fold[rows]][:, which], intercept[fold[rows]][:, which]
                 out[k, rows, :, side, :, size] = (x @ b[..., None])[..., 0] + c[..., None]
     return np.clip(out, 0.0, MOST)
 

@@ -46,7 +46,12 @@ def from_document(document: dict[str, Any]) -> Forecaster:
     for level in levels():
         held = document["calibration"][_name(level)]
         side, mean, worse = (
-            Errors(sizes, np.array(held[k]["variance"]), np.array(held[k]["quantiles"]))
+            Errors(
+                sizes,
+                np.array(held[k]["variance"]),
+                np.array(held[k]["quantiles"]),
+                held[k]["shift"],
+            )
             for k in ("side", "mean", "worse")
         )
         gamma, correlation = (np.array(held[k]) for k in ("gamma", "correlation"))
@@ -80,7 +85,11 @@ def _name(level: Level) -> str:
 def _calibration(held: Calibration) -> dict[str, Any]:
     errors = {"side": held.side, "mean": held.mean, "worse": held.worse}
     found: dict[str, Any] = {
-        name: {"variance": e.variance.tolist(), "quantiles": e.quantiles.tolist()}
+        name: {
+            "variance": e.variance.tolist(),
+            "quantiles": e.quantiles.tolist(),
+            "shift": e.shift,
+        }
         for name, e in errors.items()
     }
     return found | {

@@ -139,7 +139,7 @@ class Forecaster(BaseEstimator):
         more = images_to_label(with_labels, at, worse, labelled)
         return Forecast(
             float(mean),
-            float(worse + spread * cal.worse.middle(inverse_n)),
+            float(worse + cal.worse.middle(at, inverse_n)),
             (float(sides[0]), float(sides[1])),
             (low80, high80),
             (low95, high95),

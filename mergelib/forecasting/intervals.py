@@ -15,27 +15,32 @@ class Errors:
     sizes (S,), rising; variance (M + 1, S) of each method's errors with as many images, the last of
     a method that the bank does not hold; quantiles (S, G): of error / standard deviation at the
     probabilities GRID, all methods together. Between sizes all are linear in 1 / n, beyond them
-    those of the nearest.
+    those of the nearest. `shift`: the variance that another world adds (`transfer`), whatever n.
     """
 
     sizes: np.ndarray
     variance: np.ndarray
     quantiles: np.ndarray
+    shift: float = 0.0
 
     def spread(self, method: int, inverse_n: float) -> float:
         """Standard deviation of a method's error at n images."""
+        return float(np.sqrt(self._within(method, inverse_n) + self.shift))
+
+    def _within(self, method: int, inverse_n: float) -> float:
         low, high, share = between(self.sizes, 1 / inverse_n)
         of = self.variance[method]
-        return float(np.sqrt((1 - share) * of[low] + share * of[high]))
+        return (1 - share) * of[low] + share * of[high]
 
     def shape(self, inverse_n: float) -> np.ndarray:
         """Quantiles (G,) of error / standard deviation at n images."""
         low, high, share = between(self.sizes, 1 / inverse_n)
         return (1 - share) * self.quantiles[low] + share * self.quantiles[high]
 
-    def middle(self, inverse_n: float) -> float:
-        """The mean error, in standard deviations."""
-        return float(trapezoid(self.shape(inverse_n), GRID))
+    def middle(self, method: int, inverse_n: float) -> float:
+        """A method's mean error at n images, which another world is not known to move."""
+        mean = trapezoid(self.shape(inverse_n), GRID)
+        return float(mean * np.sqrt(self._within(method, inverse_n)))
 
 
 def between(sizes: np.ndarray, n: float) -> tuple[int, int, float]:

@@ -1,6 +1,9 @@
 """The reference bank of the forecast: probed, fitted and judged; interrupted, it goes on.
 
 python -m studies.forecasting --params ../params/glyph20.yaml --tables tables/glyph20
+
+Other worlds, which widen its intervals, are probed first, by `--stages probe` and
+`--to tables/forecast/transfer`; the released tables beside them are worlds without images.
 """
 
 import argparse
@@ -15,9 +18,11 @@ from mergelib.forecasting.bank import read_bank
 from mergelib.forecasting.document import write_forecaster
 from mergelib.forecasting.forecaster import Forecaster
 from mergelib.forecasting.model import SHIPPED
+from mergelib.forecasting.transfer import widened
 from mergelib.pipeline.params import load
 from mergelib.pipeline.run import locked
-from studies.forecasting.judge import judge
+from studies.forecasting.judge import JUDGED, judge
+from studies.forecasting.transfer import transfer, worlds
 from studies.forecasting.worlds import meta_of, probe_world, tables_of, write_world
 
 STAGES = ("probe", "fit", "judge")
@@ -40,14 +45,8 @@ def main(words: Sequence[str] | None = None) -> int:
         check_output(args.calibration, suffixes=(".json",))
         if "probe" in args.stages:
             probe(args)
-        bank = read_bank(args.to)
-        if "fit" in args.stages:
-            about = {"bank": file_digest(args.to / "probes.parquet")}
-            about["worlds"] = sorted(read_json(args.to / "meta.json"))
-            write_forecaster(args.calibration, Forecaster().fit(bank), about)
-        if "judge" in args.stages:
-            for name, table in judge(bank, args.to).items():
-                write_table(args.to / f"{name}.csv", table)
+        if {"fit", "judge"} & set(args.stages):
+            fit_and_judge(args)
     except MergelibError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -63,6 +62,22 @@ def probe(args: argparse.Namespace) -> None:
         probe_world(run, args.store, args.pool, args.jobs)
         tables = tables_of(run, args.store, args.tables, args.pool)
     write_world(args.to, run.name, tables, meta_of(run, args.pool))
+
+
+def fit_and_judge(args: argparse.Namespace) -> None:
+    """Write what the package reads, and the tables that the chapter reads."""
+    bank = read_bank(args.to)
+    fitted = Forecaster().fit(bank)
+    others = worlds(args.to / "transfer", args.to.parent / "published", bank.methods)
+    if "fit" in args.stages:
+        about = {"bank": file_digest(args.to / "probes.parquet")}
+        about["worlds"] = sorted(read_json(args.to / "meta.json"))
+        about["widened_by"] = list(others)
+        write_forecaster(args.calibration, widened(fitted, list(others.values())), about)
+    if "judge" in args.stages:
+        found = judge(bank, args.to) | {"transfer": transfer(fitted, others, JUDGED)}
+        for name, table in found.items():
+            write_table(args.to / f"{name}.csv", table)
 
 
 if __name__ == "__main__":

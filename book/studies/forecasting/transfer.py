@@ -1,0 +1,124 @@
+"""The forecast asked about worlds that it was not fitted on: errors, and whether intervals hold."""
+
+from collections.abc import Mapping, Sequence
+from copy import copy
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from mergelib.core.store import read_table
+from mergelib.forecasting import features
+from mergelib.forecasting.bank import Bank, read_bank, weight_metrics
+from mergelib.forecasting.forecaster import Forecaster, Level
+from mergelib.forecasting.intervals import interval
+from mergelib.forecasting.transfer import asked, holds, widened, wrong
+from mergelib.pairs.correlation import pearson
+from mergelib.pairs.tables import KEYS
+
+# of the released settings those with outcomes of their own: the third repeats the first one's
+RELEASED = ("ViT-B-16_AdamW", "ViT-B-32_AdamW")
+LEVELS = (0.80, 0.95)
+COVERED = ["plain80", "plain95", "wide80", "wide95"]
+COLUMNS = ["world", "pairs", "forecast", "n", "r", "mae", "bias", *COVERED, "width"]
+
+
+def worlds(probed: Path, published: Path, methods: Sequence[str]) -> dict[str, Bank]:
+    """Worlds to ask about, by name: those of the tables in `probed`, and the released ones."""
+    found = {}
+    if (probed / "probes.parquet").is_file():
+        bank = read_bank(probed)
+        found = {name: bank.of(bank.world == name) for name in dict.fromkeys(bank.world.tolist())}
+    for setting in RELEASED:
+        if (published / setting / "merges.csv").is_file():
+            found[setting] = released(published / setting, setting, methods)
+    return found
+
+
+def released(folder: Path, name: str, methods: Sequence[str]) -> Bank:
+    """The released tables as a world without images: the pairs for which they hold everything."""
+    metrics, merges, tasks = (
+        read_table(folder / f"{t}.csv") for t in ("metrics", "merges", "tasks")
+    )
+    for side in "ab":
+        merges[side] = merges[f"acc_{side}"] / merges[f"single_{side}"]
+    kept = merges.pivot(index=KEYS, columns="method", values=["a", "b"])
+    methods = [m for m in methods if m in set(merges["method"])]
+    kept = kept[[(side, m) for m in methods for side in "ab"]].dropna()
+    of_pair = metrics.set_index(KEYS)[weight_metrics()].dropna()
+    pairs = of_pair.index[of_pair.index.isin(kept.index)]
+    ends = np.stack(
+        [pd.Index(tasks["task"]).get_indexer(pairs.get_level_values(k)) for k in KEYS], 1
+    )
+    before, after = (tasks[name].to_numpy()[ends] for name in ("zero_shot", "fine_tuned"))
+    known = features.known(before, after, before[:, ::-1], after[:, ::-1])
+    columns = [*of_pair.loc[pairs].to_numpy().T[..., None], *known.values()]
+    X = np.stack([np.broadcast_to(x, ends.shape) for x in columns], axis=-1)
+    return Bank(
+        world=np.full(len(pairs), name),
+        tasks=tuple(f"{name}:{task}" for task in tasks["task"]),
+        ends=ends,
+        methods=tuple(methods),
+        names=(*of_pair.columns, *known),
+        sizes=np.array([1]),  # no image is looked at
+        X=np.repeat(X[:, None], len(methods), axis=1)[:, :, :, None, None],
+        images=np.ones((*ends.shape, 1), dtype=int),
+        kept=kept.loc[pairs].to_numpy().reshape(len(pairs), len(methods), 2),
+    )
+
+
+def transfer(
+    fitted: Forecaster, asked_about: Mapping[str, Bank], levels: Mapping[str, Level]
+) -> pd.DataFrame:
+    """One row per world, level of evidence and n (0: without images), means over methods and draws.
+
+    `fitted` on the bank alone. Columns world, pairs, forecast, n, r, mae, bias (mean of outcome -
+    forecast); plain80 and plain95: the share of outcomes inside the intervals as calibrated on the
+    bank, wide80 and wide95: inside those that the *other* worlds ask for; width of wide80.
+    """
+    few = copy(fitted)
+    few.calibration_ = {level: fitted.calibration_[level] for level in levels.values()}
+    rows = []
+    for name, world in asked_about.items():
+        wide = widened(few, [other for key, other in asked_about.items() if key != name])
+        for called, level in levels.items():
+            if holds(world, level):
+                of = [_judged(each, world, level) for each in (few, wide)]
+                for n, plain, other in zip(world.sizes, *of, strict=True):
+                    shown = int(n) if level[2] else 0
+                    rows.append(
+                        (name, len(world.ends), called, shown, *other[:3], *plain[3:5], *other[3:])
+                    )
+                    if not level[2]:
+                        break
+    return pd.DataFrame(rows, columns=COLUMNS)
+
+
+def _judged(fitted: Forecaster, world: Bank, level: Level) -> list[tuple[float, ...]]:
+    """r, error, bias, coverage of LEVELS and width of the first, at each size of a world."""
+    off = wrong(world, *asked(fitted, world, level))["mean"]
+    errors, found = fitted.calibration_[level].mean, []
+    for s in range(len(world.sizes)):
+        true = np.broadcast_to(world.mean[:, :, None], off.shape[:3])
+        made = true - off[..., s]
+        inside, width = np.zeros((2, *off.shape[:3])), np.zeros(off.shape[:2])
+        for p, m in np.ndindex(*off.shape[:2]):
+            inverse = (1 / world.images[p, :, s]).mean()
+            at = fitted.methods_.index(world.methods[m])
+            spread, shape = errors.spread(at, inverse), errors.shape(inverse)
+            for k, level_ in enumerate(LEVELS):
+                low, high = interval(made[p, m], spread, shape, level_)
+                inside[k, p, m] = (low <= true[p, m]) & (true[p, m] <= high)
+                width[p, m] += (high - low)[0] * (k == 0)
+        r = pearson(made, true, np.ones_like(made, dtype=bool), axis=0)
+        known = r[np.isfinite(r)]
+        found.append(
+            (
+                float(known.mean()) if known.size else float("nan"),
+                float(np.abs(off[..., s]).mean()),
+                float(off[..., s].mean()),
+                *inside.mean(axis=(1, 2, 3)).tolist(),
+                float(width.mean()),
+            )
+        )
+    return found
