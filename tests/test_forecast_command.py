@@ -1,6 +1,7 @@
 """`mergelib forecast` and `ml.forecast` as a new user meets them: an answer, or one clear line."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -288,3 +289,36 @@ def test_help_asks_for_nothing_heavy():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "set()"
     assert "level, evidence, models, methods" in " ".join(done.stdout.split())
+
+
+STOPPED = """
+import os, time
+import {module} as stopped
+def stop(*given, **named):
+    os.kill(os.getpid(), 2)
+    time.sleep(600)
+stopped.{name} = stop
+"""
+
+
+@pytest.mark.parametrize(
+    ("module", "name", "asked"),
+    [
+        ("mergelib.forecasting.probe", "statistics", "--cache kept"),  # after the first merge
+        ("mergelib.book.report", "page", "--report report.html"),  # when the chapter has run
+    ],
+)
+def test_interrupted_it_leaves_nothing(user, tmp_path, module, name, asked):
+    (tmp_path / "tmp").mkdir()
+    before = sorted(user.rglob("*"))
+    words = f"{PAIR} {IMAGES} --methods weight_avg {asked}".split()
+    start = STOPPED.format(module=module, name=name)
+    start += "\nimport sys\nfrom mergelib.cli import main\nsys.exit(main())"
+    env = os.environ | {"TMPDIR": str(tmp_path / "tmp")}
+    call = [sys.executable, "-c", start, *words]
+    done = subprocess.run(call, capture_output=True, text=True, env=env, check=False)
+    assert (done.returncode, done.stdout) == (130, "")
+    assert done.stderr.splitlines()[-1] == "mergelib: interrupted"
+    assert "Traceback" not in done.stderr
+    assert [path for path in sorted(user.rglob("*")) if "kept" not in path.parts] == before
+    assert not list((tmp_path / "tmp").iterdir())

@@ -39,6 +39,15 @@ PAIR = {name: f"{name}.safetensors" for name in ("latin_lower", "braille")}
 SIZES = {"train": 2400, "calibration": 100, "test": 300}  # the benchmark's
 RECIPE = Recipe(steps=40, batch=64, learning_rate=1e-3, weight_decay=0.1, seed=1)
 UNLABELLED = "and unlabelled images"  # the usual level of evidence
+WORLDS = {  # that the forecast was asked about, in words
+    "glyph6_recipe": "glyphs, another recipe",
+    "glyph6_lora": "glyphs, LoRA",
+    "real20": "photographs and scans, DeiT-Tiny",
+    "ViT-B-16_AdamW": "released tables, CLIP ViT-B/16",
+    "ViT-B-32_AdamW": "released tables, CLIP ViT-B/32",
+}
+TRAVELLED = ("weights", "known", "unlabelled + known", "unlabelled + known + weights")
+TRAVELLED += ("labelled + known",)
 
 
 @dataclass(frozen=True)
@@ -101,7 +110,7 @@ def levels(made: Made, n: int, seed: int) -> dict[str, dict[str, object]]:
     drawn = {"classes": made.given["classes"], "n": n, "seed": seed}
     return {
         "weights alone": weights,
-        "and known accuracies": weights | known,
+        "known accuracies": weights | known,
         UNLABELLED: weights | known | drawn | {"images": flat},
         "and their labels": weights | known | drawn | {"images": made.given["images"]},
     }
@@ -111,6 +120,12 @@ def _images(made: Made) -> Mapping[str, Path]:
     held = made.given["images"]
     assert isinstance(held, Mapping)
     return held
+
+
+def travelled(transfer: pd.DataFrame, images: int = 20) -> pd.DataFrame:
+    """The rows of the table transfer.csv that the chapter shows, worlds in words."""
+    shown = transfer[transfer["forecast"].isin(TRAVELLED) & transfer["n"].isin((0, images))]
+    return shown.assign(world=shown["world"].map(lambda name: WORLDS.get(name, name)))
 
 
 def ask(words: Mapping[str, str], answered: str, **settings: object) -> Answer:

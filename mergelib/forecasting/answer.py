@@ -2,8 +2,8 @@
 
 The keys of `Answer.as_json`, whose accuracies are normalized (merged / fine-tuned):
 
-    level          of the evidence: 0 weights alone, 1 and known accuracies, 2 and unlabelled
-                   images, 3 and labelled ones (2 and 3 also without known accuracies)
+    level          of the evidence: 0 weights alone, 1 known accuracies, 2 unlabelled images, 3
+                   labelled ones (2 and 3 with known accuracies or without)
     evidence       known, images (a task), labelled, heads (class scores, not features alone),
                    encoder
     models         the models' files by name
@@ -26,7 +26,7 @@ from mergelib.forecasting.evidence import Forecast
 if TYPE_CHECKING:
     import pandas as pd
 
-LEVELS = ("weights alone", "weights", "unlabelled images", "labelled images")
+LEVELS = ("weights alone", "known accuracies", "unlabelled images", "labelled images")
 
 
 @dataclass(frozen=True)
@@ -137,10 +137,11 @@ class Answer:
 
     def _seen(self) -> str:
         seen = LEVELS[self.level]
-        if self.level > 1:
-            features = "" if self.evidence["heads"] else ", features alone"
-            seen = f"weights and {self.evidence['images']} {seen} a task{features}"
-        return f"{seen} and known accuracies" if self.evidence["known"] else seen
+        if self.level < 2:
+            return seen
+        features = "" if self.evidence["heads"] else ", features alone"
+        known = " and known accuracies" if self.evidence["known"] else ""
+        return f"{self.evidence['images']} {seen} a task{features}{known}"
 
 
 def from_json(held: Mapping[str, Any]) -> Answer:

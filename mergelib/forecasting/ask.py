@@ -104,10 +104,11 @@ def check(question: Question) -> None:
 
 
 def gather(question: Question, progress: bool = False) -> Findings:
-    """All evidence: metrics, known accuracies, and probes of every merge.
+    """All evidence: known accuracies and probes of every merge; without either, weight metrics.
 
-    Nothing is written, but to the cache. Raises MergelibError, naming what is wrong, before any
-    merge where it can be seen before.
+    What weights say of merges does not hold in another world (chapter 15), so they are asked where
+    there is nothing else. Nothing is written, but to the cache. Raises MergelibError, naming what
+    is wrong, before any merge where it can be seen before.
     """
     check(question)
     known = _known(question)
@@ -115,7 +116,7 @@ def gather(question: Question, progress: bool = False) -> Findings:
     base, models = _given(question)
     names = question.names
     pairs = pairs_of(len(names))
-    metrics = _metrics(question, base, models)
+    metrics = [{}] * len(pairs) if known or found else _metrics(question, base, models)
     if not found:
         held = {(names[i], names[j]): _evidence(question, metrics, known, i, j) for i, j in pairs}
         return Findings(held, {}, False, False)

@@ -34,8 +34,8 @@ class Probe:
 class Evidence:
     """All that is known of a pair; the level of evidence follows from what is there.
 
-    metrics: the pair's weight metrics by name (level 0); known: of both tasks (level 1); probes:
-    both sides by method (level 2, with labels 3).
+    metrics: the pair's weight metrics by name (level 0, where there is nothing else); known: of
+    both tasks (level 1); probes: both sides by method (level 2, with labels 3).
     """
 
     metrics: Mapping[str, float] = field(default_factory=dict)

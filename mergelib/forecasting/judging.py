@@ -14,6 +14,10 @@ from mergelib.forecasting.model import forecast, recommend, shipped
 from mergelib.forecasting.verdict import SIDES, WILL, WILL_NOT, verdict
 
 ALL = ("all",)
+OF_WORLDS = (
+    "intervals and chances are as wide as forecasts were off in other worlds than the one that the "
+    "forecast was fitted on (other recipes, encoders, pictures); yours may be farther away"
+)
 OF_SETS = (
     "the merge of all models is judged by its probe alone: the bank holds merges of two, so its "
     "intervals are those of pairs and its probabilities upper bounds"
@@ -139,8 +143,9 @@ def _checks(question: Question, found: Findings) -> tuple[str, ...]:
     count = len(question.models)
     which = "both models" if count == 2 else f"all {count} models"
     said = [f"{which} come from this base; none is it, equals another or was reparameterised"]
+    said.append(OF_WORLDS)
     if not found.pairs[next(iter(found.pairs))].probes:
-        said.append("no images: the forecast is the prior, and its intervals are wide")
+        said.append("no images: the forecast knows little, and its intervals are wide")
     elif not found.heads:
         said.append("no class heads of all tasks: the forecast is from features alone")
     if found.whole:

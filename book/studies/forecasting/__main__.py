@@ -8,13 +8,15 @@ Other worlds, which widen its intervals, are probed first, by `--stages probe` a
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+
+import pandas as pd
 
 from mergelib.core.errors import MergelibError
 from mergelib.core.outputs import check_folder, check_output
 from mergelib.core.store import file_digest, read_json, write_table
-from mergelib.forecasting.bank import read_bank
+from mergelib.forecasting.bank import Bank, read_bank
 from mergelib.forecasting.document import write_forecaster
 from mergelib.forecasting.forecaster import Forecaster
 from mergelib.forecasting.model import SHIPPED
@@ -25,7 +27,7 @@ from studies.forecasting.judge import JUDGED, judge
 from studies.forecasting.transfer import transfer, worlds
 from studies.forecasting.worlds import meta_of, probe_world, tables_of, write_world
 
-STAGES = ("probe", "fit", "judge")
+STAGES = ("probe", "fit", "judge", "transfer")
 
 
 def main(words: Sequence[str] | None = None) -> int:
@@ -45,8 +47,11 @@ def main(words: Sequence[str] | None = None) -> int:
         check_output(args.calibration, suffixes=(".json",))
         if "probe" in args.stages:
             probe(args)
-        if {"fit", "judge"} & set(args.stages):
-            fit_and_judge(args)
+        bank = read_bank(args.to)
+        if "judge" in args.stages:
+            write_tables(args.to, judge(bank, args.to))
+        if {"fit", "transfer"} & set(args.stages):
+            fit(args, bank)
     except MergelibError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -64,9 +69,8 @@ def probe(args: argparse.Namespace) -> None:
     write_world(args.to, run.name, tables, meta_of(run, args.pool))
 
 
-def fit_and_judge(args: argparse.Namespace) -> None:
-    """Write what the package reads, and the tables that the chapter reads."""
-    bank = read_bank(args.to)
+def fit(args: argparse.Namespace, bank: Bank) -> None:
+    """What the package reads, widened by other worlds, and what was forecast of these."""
     fitted = Forecaster().fit(bank)
     others = worlds(args.to / "transfer", args.to.parent / "published", bank.methods)
     if "fit" in args.stages:
@@ -74,10 +78,14 @@ def fit_and_judge(args: argparse.Namespace) -> None:
         about["worlds"] = sorted(read_json(args.to / "meta.json"))
         about["widened_by"] = list(others)
         write_forecaster(args.calibration, widened(fitted, list(others.values())), about)
-    if "judge" in args.stages:
-        found = judge(bank, args.to) | {"transfer": transfer(fitted, others, JUDGED)}
-        for name, table in found.items():
-            write_table(args.to / f"{name}.csv", table)
+    if "transfer" in args.stages:
+        write_tables(args.to, {"transfer": transfer(fitted, others, JUDGED)})
+
+
+def write_tables(folder: Path, tables: Mapping[str, pd.DataFrame]) -> None:
+    """Tables in a folder, by name."""
+    for name, table in tables.items():
+        write_table(folder / f"{name}.csv", table)
 
 
 if __name__ == "__main__":

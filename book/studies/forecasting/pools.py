@@ -43,6 +43,8 @@ def make_pool(store: Path, run: Run, task: str, size: int) -> Path:
     seen = {image.tobytes() for part in held for image in part.images.numpy()}
     sizes = asdict(run.sizes) | {"train": 1, "test": 1, "calibration": MADE}
     for seed in range(1, SEEDS + 1):
+        if sum(map(len, labels)) >= size:
+            break
         more = build(task, sizes, run.seed + seed).calibration
         fresh = [k for k, x in enumerate(more.images.numpy()) if x.tobytes() not in seen]
         fresh = fresh[: max(size - sum(map(len, labels)), 0)]
