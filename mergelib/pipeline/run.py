@@ -8,9 +8,11 @@ where it stopped and an unchanged one is read back.
 import contextlib
 import fcntl
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
+from importlib import import_module
 from pathlib import Path
+from socket import gethostname
 from types import ModuleType
 
 import joblib
@@ -21,6 +23,7 @@ from mergelib.core.errors import MergelibError
 from mergelib.core.interrupts import for_us_alone
 from mergelib.core.store import write_json, write_table
 from mergelib.merging.registry import METHODS
+from mergelib.pipeline.cluster import Spread, Unit, Units, spread
 from mergelib.pipeline.keys import device, path
 from mergelib.pipeline.params import Run
 from mergelib.pipeline.tables import merges_table, meta, metrics_table, tasks_table
@@ -29,20 +32,33 @@ from mergelib.pipeline.units import base, data, factors, gradients, merged, summ
 Work = Sequence[tuple[str, ...]]
 
 
-def execute(run: Run, store: Path, tables: Path, jobs: int = 0) -> dict[str, pd.DataFrame]:
+def execute(
+    run: Run, store: Path, tables: Path, jobs: int = 0, cluster: str = ""
+) -> dict[str, pd.DataFrame]:
     """Run the pipeline and write metrics.csv, merges.csv, tasks.csv and meta.json.
 
     Interrupted and started again, a run goes on without redoing finished units and ends with the
-    same tables. `jobs` units run at a time (0: one a core, or one where there is a GPU). Raises
+    same tables. `jobs` units run at a time (0: one a core, or one where there is a GPU), or those
+    of a cluster (`cluster.spread`), to which the store is one folder under one path. Raises
     MergelibError as its stations do.
     """
     store, tables = Path(store), Path(tables)
-    jobs = jobs or workers(run)
-    with locked(store):
+    store = store.absolute() if cluster else store  # workers may stand in another folder
+    spreading: contextlib.AbstractContextManager[Spread | None] = contextlib.nullcontext()
+    if cluster:
+        spreading = spread(cluster, jobs, run.device != "cpu")
+    with locked(store), spreading as over:
         base.make(store, run)
         for label, station, work in plan(run):
-            if left := unfinished(store, run, station, work):
-                each(label, [(station.make, (store, run, *names)) for names in left], jobs)
+            units: list[Unit] = []
+            for names in unfinished(store, run, station, work):
+                if cluster:
+                    wanted = artifacts(store, run, station, names)
+                    units.append((on_a_worker, (store, run, station.__name__, names, wanted)))
+                else:
+                    units.append((station.make, (store, run, *names)))
+            if units:
+                each(label, units, jobs or workers(run), over)
         made = gather(store, run)
     for name, table in made.items():
         write_table(tables / f"{name}.csv", table)
@@ -66,15 +82,39 @@ def plan(run: Run) -> list[tuple[str, ModuleType, Work]]:
 
 
 def unfinished(store: Path, run: Run, station: ModuleType, work: Work) -> Work:
-    """What is not stored yet; a merge unit covers all methods of its pair."""
+    """What is not stored yet."""
+    made = {names: artifacts(store, run, station, names) for names in work}
+    return [names for names in work if not all(file.is_file() for file in made[names])]
+
+
+def artifacts(store: Path, run: Run, station: ModuleType, names: tuple[str, ...]) -> list[Path]:
+    """Where a unit stores what it makes; a merge unit covers all methods of its pair."""
     name = station.__name__.rpartition(".")[2]
+    if station is not merged:
+        return [path(store, run, name, *names)]
+    return [path(store, run, name, *names, method) for method in run.methods]
 
-    def files(names: tuple[str, ...]) -> list[Path]:
-        if station is not merged:
-            return [path(store, run, name, *names)]
-        return [path(store, run, name, *names, method) for method in run.methods]
 
-    return [names for names in work if not all(file.is_file() for file in files(names))]
+def on_a_worker(
+    store: Path, run: Run, station: str, names: tuple[str, ...], wanted: list[Path]
+) -> None:
+    """Do a unit on a worker of a cluster, where it would store what the run waits for.
+
+    Raises MergelibError where it would not: another device, other versions, or another folder.
+    """
+    unit = import_module(station)
+    if not path(store, run, "base").is_file():
+        raise MergelibError(
+            f"a worker on {gethostname()} does not see what the run stored in {store}: give a "
+            "--store on a file system that all machines share, with one path and one device, and "
+            "start workers with the run's versions of mergelib, torch and open_clip"
+        )
+    if artifacts(store, run, unit, names) != wanted:
+        raise MergelibError(
+            f"a worker on {gethostname()} computes {' '.join(names)} otherwise than the run asks: "
+            "give `device` in the parameters, and start workers anew, with the run's versions"
+        )
+    unit.make(store, run, *names)
 
 
 def gather(store: Path, run: Run) -> dict[str, pd.DataFrame]:
@@ -110,16 +150,23 @@ def workers(run: Run) -> int:
     return 1 if device(run) == "cuda" else joblib.cpu_count()
 
 
-def each(label: str, units: Sequence[tuple[Callable, tuple]], jobs: int) -> None:
-    """Run units of work, function and arguments, independent of each other, with a bar."""
-    todo = (joblib.delayed(unit)(*given) for unit, given in units)
-    # The backend is joblib's choice, so that a caller can put the units on Dask, Ray or Slurm.
-    with for_us_alone():
-        results = joblib.Parallel(n_jobs=jobs, return_as="generator_unordered")(todo)
+def each(label: str, units: Units, jobs: int, over: Spread | None = None) -> None:
+    """Run units of work, function and arguments, independent of each other, with a bar.
+
+    `over` a cluster, or as joblib's processes. Raises MergelibError where a worker was killed.
+    """
     try:
+        results = over(units) if over else _processes(units, jobs)
         for _ in tqdm(results, total=len(units), desc=f"{label:>12}", unit="unit", mininterval=0.5):
             pass
     except BrokenProcessPool:
         raise MergelibError(
             f"{label}: a worker was killed, perhaps for want of memory: give fewer --jobs"
         ) from None
+
+
+def _processes(units: Units, jobs: int) -> Iterator[object]:
+    todo = (joblib.delayed(unit)(*given) for unit, given in units)
+    # The backend is joblib's choice, so that a caller can put the units elsewhere.
+    with for_us_alone():
+        return joblib.Parallel(n_jobs=jobs, return_as="generator_unordered")(todo)
