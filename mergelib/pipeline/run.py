@@ -8,7 +8,7 @@ where it stopped and an unchanged one is read back.
 import contextlib
 import fcntl
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from importlib import import_module
 from pathlib import Path
@@ -29,7 +29,9 @@ from mergelib.pipeline.params import Run
 from mergelib.pipeline.tables import merges_table, meta, metrics_table, tasks_table
 from mergelib.pipeline.units import base, data, factors, gradients, merged, summary, tuned
 
-Work = Sequence[tuple[str, ...]]
+Names = tuple[str, ...]
+Work = Sequence[Names]
+Do = Callable[[str, ModuleType, Sequence[tuple[Run, Names]]], None]
 
 
 def execute(
@@ -43,27 +45,40 @@ def execute(
     MergelibError as its stations do.
     """
     store, tables = Path(store), Path(tables)
-    store = store.absolute() if cluster else store  # workers may stand in another folder
-    spreading: contextlib.AbstractContextManager[Spread | None] = contextlib.nullcontext()
-    if cluster:
-        spreading = spread(cluster, jobs, run.device != "cpu")
-    with locked(store), spreading as over:
-        base.make(store, run)
+    with workplace(run, store, jobs, cluster) as do:
         for label, station, work in plan(run):
-            units: list[Unit] = []
-            for names in unfinished(store, run, station, work):
-                if cluster:
-                    wanted = artifacts(store, run, station, names)
-                    units.append((on_a_worker, (store, run, station.__name__, names, wanted)))
-                else:
-                    units.append((station.make, (store, run, *names)))
-            if units:
-                each(label, units, jobs or workers(run), over)
+            do(label, station, [(run, names) for names in work])
         made = gather(store, run)
     for name, table in made.items():
         write_table(tables / f"{name}.csv", table)
     write_json(tables / "meta.json", meta(run, made))
     return made
+
+
+@contextlib.contextmanager
+def workplace(run: Run, store: Path, jobs: int, cluster: str) -> Iterator[Do]:
+    """Hold a store in which a run's encoder lies, and give what does the units of a station.
+
+    It takes a label, the station and units, run and names, and leaves out what is stored already.
+    """
+    store = Path(store).absolute() if cluster else Path(store)  # workers may stand elsewhere
+    spreading: contextlib.AbstractContextManager[Spread | None] = contextlib.nullcontext()
+    if cluster:
+        spreading = spread(cluster, jobs, run.device != "cpu")
+
+    def do(label: str, station: ModuleType, work: Sequence[tuple[Run, Names]]) -> None:
+        units: list[Unit] = []
+        for of, names in work:
+            if unfinished(store, of, station, [names]):
+                wanted = artifacts(store, of, station, names)
+                remote = (on_a_worker, (store, of, station.__name__, names, wanted))
+                units.append(remote if cluster else (station.make, (store, of, *names)))
+        if units:
+            each(label, units, jobs or workers(run), over)
+
+    with locked(store), spreading as over:
+        base.make(store, run)
+        yield do
 
 
 def plan(run: Run) -> list[tuple[str, ModuleType, Work]]:
@@ -87,7 +102,7 @@ def unfinished(store: Path, run: Run, station: ModuleType, work: Work) -> Work:
     return [names for names in work if not all(file.is_file() for file in made[names])]
 
 
-def artifacts(store: Path, run: Run, station: ModuleType, names: tuple[str, ...]) -> list[Path]:
+def artifacts(store: Path, run: Run, station: ModuleType, names: Names) -> list[Path]:
     """Where a unit stores what it makes; a merge unit covers all methods of its pair."""
     name = station.__name__.rpartition(".")[2]
     if station is not merged:
@@ -95,9 +110,7 @@ def artifacts(store: Path, run: Run, station: ModuleType, names: tuple[str, ...]
     return [path(store, run, name, *names, method) for method in run.methods]
 
 
-def on_a_worker(
-    store: Path, run: Run, station: str, names: tuple[str, ...], wanted: list[Path]
-) -> None:
+def on_a_worker(store: Path, run: Run, station: str, names: Names, wanted: list[Path]) -> None:
     """Do a unit on a worker of a cluster, where it would store what the run waits for.
 
     Raises MergelibError where it would not: another device, other versions, or another folder.
@@ -128,7 +141,7 @@ def gather(store: Path, run: Run) -> dict[str, pd.DataFrame]:
 
 @contextlib.contextmanager
 def locked(store: Path) -> Iterator[None]:
-    """Hold the store for one run, and clear temporary files that a killed run left.
+    """Hold the store for one run, and clear what a killed run left.
 
     Raises MergelibError where another run holds it.
     """
@@ -142,6 +155,9 @@ def locked(store: Path) -> Iterator[None]:
             ) from None
         for stale in store.glob("*/.*.tmp"):
             stale.unlink(missing_ok=True)
+        for kept in store.glob("resume/*"):
+            if (store / "tuned" / kept.name).is_file():  # it was killed between the two
+                kept.unlink(missing_ok=True)
         yield
 
 
