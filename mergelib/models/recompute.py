@@ -31,7 +31,7 @@ def _twice(block: nn.Module) -> Any:
     plain = copy.copy(block)  # with the same parts, and the forward pass of its class
 
     def forward(*given: Any, **named: Any) -> Tensor:
-        weights = dict(block.named_parameters())
+        weights: dict[str, Tensor] = dict(block.named_parameters())
 
         def compute(*inputs: Any) -> Tensor:
             return functional_call(plain, weights, inputs, named)

@@ -3,6 +3,7 @@
 import shutil
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from mergelib.core.atomic import atomic
@@ -42,7 +43,7 @@ def finetuned(
         made = path(Path(store), each, "tuned", task)
         for suffix in SUFFIXES:
             source = made.with_suffix(suffix)
-            atomic(out / f"{task}-{seed}{suffix}", lambda file, s=source: shutil.copyfile(s, file))
+            atomic(out / f"{task}-{seed}{suffix}", partial(shutil.copyfile, source))
         scores = read_json(made.with_suffix(".json"))["test"]
         lines.append(
             f"{out / f'{task}-{seed}.safetensors'}: {scores['zero_shot']:.3f} before, "
