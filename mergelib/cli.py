@@ -15,6 +15,7 @@ from mergelib.core.interrupts import STATUS, Signals
 
 VERBS = {
     "run": "fine-tune, measure and merge; write the tables",
+    "finetune": "fine-tune on one task",
     "metrics": "weight metrics of checkpoints",
     "merge": "merge checkpoints into one",
     "forecast": "will models merge, by which method, and how sure is that",
@@ -59,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     asked = next((word for word in words if not word.startswith("-")), None)
     interrupted = "mergelib: interrupted" + (
-        "; the same command goes on from here" * (asked == "run")
+        "; the same command goes on from here" * (asked in ("run", "finetune"))
     )
     signals = Signals(interrupted) if argv is None else None
     try:

@@ -13,6 +13,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--store", type=Path, default=Path("_build/store"), help="finished work")
     add("--tables", type=Path, help="folder of the tables (_build/tables/NAME)")
     add("--jobs", type=int, default=0, help="units at a time (0: one a core)")
+    add("--cluster", default="", help="local:N, dask://host:port or ray://host:port")
 
 
 def run(args: argparse.Namespace) -> None:
@@ -24,6 +25,6 @@ def run(args: argparse.Namespace) -> None:
     settings = params.load(args.params)
     tables = args.tables or Path("_build/tables") / settings.name
     check_folder(tables, [args.params])
-    made = execute(settings, args.store, tables, args.jobs)
+    made = execute(settings, args.store, tables, args.jobs, args.cluster)
     sizes = ", ".join(f"{name} {len(table)} rows" for name, table in made.items())
     print(f"{tables}: {sizes}")

@@ -2,10 +2,11 @@
 
 import contextlib
 import copy
-import math
-from collections.abc import Iterator
+import itertools
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -13,28 +14,14 @@ from torch.nn.functional import cross_entropy
 
 from mergelib.core.errors import MergelibError
 from mergelib.models.heads import logits
+from mergelib.models.progress import Progress
+from mergelib.models.recipe import Recipe as Recipe
+from mergelib.models.recipe import learning_rate, optimizer
 from mergelib.models.rules import PLAIN, RULES, Rule, Step, Tensors, Trained, double_backward
 
 RULE_DRAWS = 1 << 32  # added to the seed: a rule's draws are not those of the batches
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """The published recipe's shape: AdamW, cosine decay, gradient clipping, last weights kept.
-
-    steps and warmup in optimizer steps; rule one of `RULES`, with its strength (none: the rule's
-    own; 0: the control, without it); seed fixes the order of the batches and the rule's draws.
-    """
-
-    steps: int = 100
-    batch: int = 64
-    learning_rate: float = 3e-4
-    weight_decay: float = 0.1
-    warmup: int = 0
-    clip: float = 10.0
-    rule: str = ""
-    strength: float | None = None
-    seed: int = 0
+CROP_DRAWS = 1 << 32  # seeds of one training's crops, a step each
+Examples = tuple[Tensor, Tensor]  # images float32 (N, 3, H, W), normalized; labels int64 (N,)
 
 
 def finetune(
@@ -49,40 +36,141 @@ def finetune(
 
     Minimizes mean cross-entropy of `logits(visual(images), head)`, or what the recipe's rule makes
     of it. images float32 (N, 3, H, W), normalized; labels int64 (N,); head (C, d), frozen.
-    No augmentation; batches are drawn epoch by epoch from a CPU generator, so the order depends on
-    the seed alone. Raises MergelibError for an unknown rule and if the loss stops being finite.
+    Batches are drawn epoch by epoch from a CPU generator, so the order depends on the seed alone.
+    Raises MergelibError for an unknown rule and if the loss stops being finite.
+    """
+    return train(visual, (images, labels), head, recipe, bfloat16)[0]
+
+
+def train(
+    visual: nn.Module,
+    examples: Examples,
+    head: Tensor,
+    recipe: Recipe,
+    bfloat16: bool = False,
+    validation: Examples | None = None,
+    kept: Path | None = None,
+) -> tuple[dict[str, Tensor], list[tuple[float, ...]]]:
+    """`finetune`, with its log: a row of `progress.LOG` for each step.
+
+    Every `recipe.save_every` steps what is needed to go on is written to the file `kept`; where it
+    is there the training goes on from it, to the same bits. Raises MergelibError as `finetune`
+    does, for a rule that goes with no checkpointing or early end, and for a file that is of
+    another training.
     """
     row = RULES[recipe.rule] if recipe.rule and recipe.strength != 0 else PLAIN
     strength = row.strength if recipe.strength is None else recipe.strength
     averaged = row.function(recipe.steps, strength) if row.kind == "average" else 0
     model = copy.deepcopy(visual).train().requires_grad_(False)
+    _check(row, recipe, model)
     base = dict(model.named_parameters())
     draws = torch.Generator().manual_seed(RULE_DRAWS + recipe.seed)
     trained, weights = _trained(row, base, strength, draws)
-    optimizer = torch.optim.AdamW(
-        trained.values(), recipe.learning_rate, weight_decay=recipe.weight_decay
-    )
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _decay(step, recipe))
-    total: dict[str, Tensor] = {}
-    for done, chosen in enumerate(_batches(len(labels), recipe), start=1):
-        pick = chosen.to(images.device)
-        features = partial(_features, model, images[pick], bfloat16)
-        loss_of = partial(_loss, head, labels[pick])
-        step = Step(features, loss_of, weights(trained), base, strength, draws)
-        with double_backward() if row.double_backward else contextlib.nullcontext():
-            loss = row.function(step) if row.kind == "objective" else step.loss()
-        optimizer.zero_grad()
-        loss.backward()
+    setting = Setting(model, row, head, base, strength, recipe, bfloat16)
+    buffers = dict(model.named_buffers())
+    now = Progress(trained, buffers, optimizer(trained, recipe), draws)
+    if kept is not None and kept.is_file():
+        now.restore(kept)
+    ended = 0 < recipe.patience <= now.stale()
+    for chosen in itertools.islice(_batches(len(examples[1]), recipe), now.done, None):
+        if ended:
+            break
+        rate = learning_rate(now.done, recipe)
+        for group in now.optimizer.param_groups:
+            group["lr"] = rate
+        loss = _backward(setting, examples, chosen, now, weights)
+        nn.utils.clip_grad_norm_(trained.values(), recipe.clip)
+        now.optimizer.step()
+        step = now.done + 1
+        if recipe.steps - step < averaged:
+            found = weights(trained).items()
+            now.total = {n: now.total.get(n, 0) + w.detach().double() / averaged for n, w in found}
+        judged = (float("nan"), float("nan"))
+        if validation and recipe.validate_every and step % recipe.validate_every == 0:
+            judged = _judged(setting, validation, weights(trained))
+        now.log.append((step, rate, loss, *judged))
+        ended = 0 < recipe.patience <= now.stale()
+        if kept is not None and recipe.save_every and step % recipe.save_every == 0:
+            now.save(kept)
+    state = {**model.state_dict(), **(now.total or weights(trained))}
+    return {n: v.detach().float().cpu().clone() for n, v in state.items()}, now.log
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What stays the same in all steps of a training."""
+
+    model: nn.Module
+    row: Rule
+    head: Tensor
+    base: Tensors
+    strength: float
+    recipe: Recipe
+    bfloat16: bool
+
+
+def _check(row: Rule, recipe: Recipe, model: nn.Module) -> None:
+    """Put checkpointing into the model; refuse what does not go together."""
+    if recipe.patience and row.kind == "average":
+        raise MergelibError(
+            f"rule {row.name} averages the last steps, which an early end never comes to: leave "
+            "out finetune.patience"
+        )
+    if recipe.checkpointing and row.double_backward:
+        raise MergelibError(
+            f"rule {row.name} differentiates twice, which blocks computed again cannot: leave out "
+            "finetune.checkpointing"
+        )
+    if recipe.checkpointing:
+        from mergelib.models.recompute import recompute_blocks
+
+        recompute_blocks(model)
+
+
+def _backward(
+    setting: Setting,
+    examples: Examples,
+    chosen: Tensor,
+    now: Progress,
+    weights: Callable[[Tensors], Tensors],
+) -> float:
+    """The gradient of a batch's objective, in the recipe's number of parts; its loss."""
+    now.optimizer.zero_grad()
+    pixels, truth = (part[chosen.to(part.device)] for part in examples)
+    if setting.recipe.augment:
+        from mergelib.models.crops import cropped  # of torchvision, which comes with backbones
+
+        pixels = cropped(pixels, CROP_DRAWS * (1 + setting.recipe.seed) + now.done)
+    total, count = 0.0, min(setting.recipe.accumulate, len(truth))
+    for images, labels in zip(pixels.tensor_split(count), truth.tensor_split(count), strict=True):
+        features = partial(_features, setting.model, images, setting.bfloat16)
+        loss_of = partial(_loss, setting.head, labels)
+        step = Step(
+            features, loss_of, weights(now.trained), setting.base, setting.strength, now.draws
+        )
+        with double_backward() if setting.row.double_backward else contextlib.nullcontext():
+            loss = setting.row.function(step) if setting.row.kind == "objective" else step.loss()
         if not torch.isfinite(loss):
             raise MergelibError("fine-tuning diverged (loss not finite): lower the learning rate")
-        nn.utils.clip_grad_norm_(trained.values(), recipe.clip)
-        optimizer.step()
-        schedule.step()
-        if recipe.steps - done < averaged:
-            now = weights(trained).items()
-            total = {n: total.get(n, 0) + w.detach().double() / averaged for n, w in now}
-    state = {**model.state_dict(), **(total or weights(trained))}
-    return {n: v.detach().float().cpu().clone() for n, v in state.items()}
+        share = len(labels) / len(truth)  # 1 where there is one part
+        (loss * share).backward()
+        total += share * float(loss.detach())
+    return total
+
+
+@torch.no_grad()
+def _judged(setting: Setting, validation: Examples, weights: Tensors) -> tuple[float, float]:
+    """Loss and accuracy on validation images."""
+    images, labels = validation
+    setting.model.eval()
+    parts = [
+        logits(_features(setting.model, part, setting.bfloat16, weights), setting.head)
+        for part in images.split(setting.recipe.batch)
+    ]
+    setting.model.train()
+    scores = torch.cat(parts)
+    right = (scores.argmax(1) == labels).float().mean()
+    return float(cross_entropy(scores, labels)), float(right)
 
 
 def _trained(row: Rule, base: Tensors, strength: float, draws: torch.Generator) -> Trained:
@@ -101,14 +189,6 @@ def _features(model: nn.Module, images: Tensor, bfloat16: bool, weights: Tensors
 def _loss(head: Tensor, labels: Tensor, features: Tensor) -> Tensor:
     """Mean cross-entropy under the head."""
     return cross_entropy(logits(features, head), labels)
-
-
-def _decay(step: int, recipe: Recipe) -> float:
-    """Linear warm-up, then half a cosine over the remaining steps."""
-    if step < recipe.warmup:
-        return (step + 1) / recipe.warmup
-    share = (step - recipe.warmup) / max(1, recipe.steps - recipe.warmup)
-    return 0.5 * (1 + math.cos(math.pi * min(1.0, share)))
 
 
 def _batches(n: int, recipe: Recipe) -> Iterator[Tensor]:

@@ -65,7 +65,9 @@ def _data(run: Run, task: str) -> list:
 
 
 def _tuned(run: Run, task: str) -> list:
-    parts = [key(run, "base"), key(run, "data", task), asdict(run.finetune), _numerics(run)]
+    recipe = asdict(run.finetune)
+    del recipe["save_every"]  # whatever was kept on the way, the weights are the same bits
+    parts = [key(run, "base"), key(run, "data", task), recipe, _numerics(run)]
     if run.finetune.rule:
         parts.append(code_of(RULES[run.finetune.rule].function))
     return parts

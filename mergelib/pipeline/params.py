@@ -1,7 +1,7 @@
 """Run parameters: a YAML file read into typed records, every mistake named."""
 
-from collections.abc import Mapping
-from dataclasses import MISSING, dataclass, field, fields, is_dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from reprlib import repr as brief
 from typing import Any, get_args, get_origin, get_type_hints
@@ -9,11 +9,11 @@ from typing import Any, get_args, get_origin, get_type_hints
 from mergelib.core.devices import DEVICES
 from mergelib.core.errors import MergelibError
 from mergelib.core.registry import unknown
-from mergelib.core.yaml_files import read_yaml
+from mergelib.core.yaml_files import parse_yaml, read_yaml
 from mergelib.merging.registry import METHODS
 from mergelib.metrics.registry import EDITIONS, METRICS
 from mergelib.models.backbones import GLYPH_VIT
-from mergelib.models.finetune import Recipe
+from mergelib.models.recipe import Recipe, complaints
 from mergelib.models.rules import RULES
 from mergelib.tasks import TASKS
 
@@ -64,6 +64,22 @@ def load(path: Path) -> Run:
     run = typed(Run, read_yaml(path), str(path))
     check(run, str(path))
     return run
+
+
+def with_recipe(run: Run, changes: Sequence[str], where: str) -> Run:
+    """A run whose recipe differs by KEY=VALUE each, the value read as YAML.
+
+    Raises MergelibError as `load` does.
+    """
+    given = asdict(run.finetune)
+    for change in changes:
+        key, equals, text = change.partition("=")
+        if not equals:
+            raise MergelibError(f"--set {change} is no KEY=VALUE: give one, steps=200 for example")
+        given[key] = parse_yaml(text, f"--set {change}")
+    changed = replace(run, finetune=typed(Recipe, given, f"{where}: finetune"))
+    check(changed, where)
+    return changed
 
 
 def typed(kind: type, raw: Any, where: str) -> Any:
@@ -159,7 +175,5 @@ def _rules(run: Run) -> dict[str, bool]:
         "pool_per_task must be between 1 and sizes.calibration": (
             1 <= run.pool_per_task <= sizes.calibration
         ),
-        "finetune: steps must be 0 or more, batch at least 1, learning_rate above 0": (
-            recipe.steps >= 0 and recipe.batch >= 1 and recipe.learning_rate > 0
-        ),
+        **complaints(recipe),
     }

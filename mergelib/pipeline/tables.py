@@ -14,6 +14,7 @@ from mergelib.metrics.inputs import read_inputs
 from mergelib.metrics.registry import METRICS, published_metrics
 from mergelib.metrics.table import pairwise
 from mergelib.models.backbones import GLYPH_VIT
+from mergelib.models.recipe import OPTIMIZERS
 from mergelib.pipeline.keys import device, key, method_params, path, weights_digest
 from mergelib.pipeline.loaded import one_thread
 from mergelib.pipeline.params import Run
@@ -90,11 +91,12 @@ def tasks_table(store: Path, run: Run) -> pd.DataFrame:
 def meta(run: Run, made: dict[str, pd.DataFrame]) -> dict[str, Any]:
     """What the tables are of: source, backbone, optimizer, calibration, edition, digests."""
     recipe = asdict(run.finetune)
+    del recipe["save_every"]  # which no number depends on
     return {
         "source": "glyph benchmark" if run.backbone == GLYPH_VIT else run.backbone,
         "name": run.name,
         "backbone": run.backbone,
-        "optimizer": {"name": "AdamW", **recipe},
+        "optimizer": {"name": OPTIMIZERS[recipe.pop("optimizer")], **recipe},
         "calibration": {
             "split": "test" if run.edition == "paper" else "calibration",
             "images_per_task": run.pool_per_task,
