@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from mergelib.core.errors import MergelibError
+from mergelib.models.batches import Batches
 from mergelib.models.heads import logits
 from mergelib.models.rules import PLAIN, RULES, Rule, Step, Tensors, Trained, double_backward
 
@@ -39,7 +40,7 @@ class Recipe:
 
 def finetune(
     visual: nn.Module,
-    images: Tensor,
+    images: Tensor | Batches,
     labels: Tensor,
     head: Tensor,
     recipe: Recipe,

@@ -21,10 +21,10 @@ from mergelib.core.errors import MergelibError
 from mergelib.core.interrupts import for_us_alone
 from mergelib.core.store import write_json, write_table
 from mergelib.merging.registry import METHODS
-from mergelib.pipeline.keys import device, path
+from mergelib.pipeline.keys import device, path, pinned
 from mergelib.pipeline.params import Run
 from mergelib.pipeline.tables import merges_table, meta, metrics_table, tasks_table
-from mergelib.pipeline.units import base, data, factors, gradients, merged, summary, tuned
+from mergelib.pipeline.units import base, data, factors, gradients, heads, merged, summary, tuned
 
 Work = Sequence[tuple[str, ...]]
 
@@ -37,7 +37,7 @@ def execute(run: Run, store: Path, tables: Path, jobs: int = 0) -> dict[str, pd.
     MergelibError as its stations do.
     """
     store, tables = Path(store), Path(tables)
-    jobs = jobs or workers(run)
+    jobs, run = jobs or workers(run), pinned(run)
     with locked(store):
         base.make(store, run)
         for label, station, work in plan(run):
@@ -57,6 +57,7 @@ def plan(run: Run) -> list[tuple[str, ModuleType, Work]]:
     factored = any(METHODS[method].factored for method in run.methods)
     return [
         ("tasks", data, singles),
+        ("heads", heads, singles if run.head != "zero_shot" else []),
         ("fine-tuning", tuned, singles),
         ("summaries", summary, singles),
         ("gradients", gradients, pairs if run.gradients_of_pairs else []),

@@ -18,7 +18,6 @@ from mergelib.pipeline.keys import device, key, method_params, path, weights_dig
 from mergelib.pipeline.loaded import one_thread
 from mergelib.pipeline.params import Run
 from mergelib.pipeline.task_data import stored_scores
-from mergelib.tasks import TASKS
 
 
 def metrics_table(store: Path, run: Run) -> pd.DataFrame:
@@ -68,7 +67,7 @@ def tasks_table(store: Path, run: Run) -> pd.DataFrame:
     """One row per task: sizes, classes, accuracies on the test split and on calibration."""
     rows = []
     for task in run.tasks:
-        row, scores = TASKS[task], stored_scores(store, run, task)
+        row, scores = run.row(task), stored_scores(store, run, task)
         rows.append(
             {
                 "task": task,

@@ -6,20 +6,25 @@ from pathlib import Path
 from torch import Tensor
 
 from mergelib.core.store import save_tensors
-from mergelib.pipeline.keys import path
+from mergelib.pipeline.keys import path, pixels
 from mergelib.pipeline.params import Run
+from mergelib.tasks.cached import write_splits
 from mergelib.tasks.registry import SPLITS
 from mergelib.tasks.splits import build
 
 
 def make(store: Path, run: Run, task: str) -> Path:
-    """Store a task's three splits."""
+    """Store a task's three splits; of a given task at the size that the encoder takes."""
     file = path(store, run, "data", task)
-    if not file.is_file():
-        built = build(task, asdict(run.sizes), run.seed)
-        held: dict[str, Tensor] = {}
-        for name in SPLITS:
-            part = getattr(built, name)
-            held |= {f"{name}/images": part.images, f"{name}/labels": part.labels}
-        save_tensors(file, held)
+    if file.is_file():
+        return file
+    if task in run.given:
+        write_splits(file, run.given[task], asdict(run.sizes), run.seed, pixels(run))
+        return file
+    built = build(task, asdict(run.sizes), run.seed)
+    held: dict[str, Tensor] = {}
+    for name in SPLITS:
+        part = getattr(built, name)
+        held |= {f"{name}/images": part.images, f"{name}/labels": part.labels}
+    save_tensors(file, held)
     return file

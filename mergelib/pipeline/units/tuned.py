@@ -21,7 +21,9 @@ def make(store: Path, run: Run, task: str) -> Path:
         before = backbone(run).model.visual
         images, labels = ready(store, run, task, "train")
         try:
-            state = finetune(before, images, labels, head(run, task), run.finetune, run.bfloat16)
+            state = finetune(
+                before, images, labels, head(store, run, task), run.finetune, run.bfloat16
+            )
         except MergelibError as error:
             raise MergelibError(f"task {task!r}: {error}") from None
         after = encoder(run, state, file)
