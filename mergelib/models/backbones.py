@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from mergelib.checkpoints.reading import whole_clip
 from mergelib.core.errors import MergelibError
 from mergelib.core.store import load_tensors, read_json
 from mergelib.models.image_encoders import TIMM, load_timm, no_text, timm_settings
+from mergelib.models.states import load_state
 
 with warnings.catch_warnings():
     # In a notebook tqdm, which they import, asks for ipywidgets; no bar of theirs is shown here.
@@ -156,30 +157,6 @@ def _glyph_vit(path: Path) -> Backbone:
     load_state(model, load_tensors(path), path)
     half = (0.5, 0.5, 0.5)
     return Backbone(GLYPH_VIT, model.eval(), partial(tokenize, index=index), half, half, 32)
-
-
-def load_state(module: nn.Module, state: dict[str, Tensor], path: Path | str) -> None:
-    """Load a state dict into a module, in float32.
-
-    Raises MergelibError naming the file and the first tensor that is missing, left over, of
-    another shape, or not finite.
-    """
-    own = module.state_dict()
-    for name in sorted(own.keys() | state.keys()):
-        if name not in state or name not in own:
-            side = "missing from" if name not in state else "left over in"
-            raise MergelibError(
-                f"{path}: tensor {name!r} is {side} the file; it belongs to another architecture, "
-                f"give weights of {type(module).__name__}"
-            )
-        if own[name].shape != state[name].shape:
-            raise MergelibError(
-                f"{path}: tensor {name!r} has shape {tuple(state[name].shape)}, the model wants "
-                f"{tuple(own[name].shape)}; give weights of the same architecture"
-            )
-        if not torch.isfinite(state[name]).all():
-            raise MergelibError(f"{path}: tensor {name!r} holds NaN or infinity; train it again")
-    module.load_state_dict({name: value.float() for name, value in state.items()})
 
 
 def card_text(card: dict) -> str:

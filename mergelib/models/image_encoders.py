@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from mergelib.checkpoints.reading import raw
 from mergelib.checkpoints.wrappers import plain
 from mergelib.core.errors import MergelibError
+from mergelib.models.states import load_state
 
 TIMM = "timm/"  # before the name of a backbone of timm's
 
@@ -70,8 +71,6 @@ def load_timm(name: str, weights: str, size: int = 0) -> ImageEncoder:
 
 def _fill(visual: Any, path: Path, classifier: str | Sequence[str]) -> None:
     """Load a file's weights, without its classifier, its positions resized to the model's grid."""
-    from mergelib.models.backbones import load_state
-
     ends = tuple(f"{n}." for n in ([classifier] if isinstance(classifier, str) else classifier))
     with ExitStack() as stack:
         file = raw(path, str(path), stack)

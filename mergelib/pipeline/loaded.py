@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from mergelib.checkpoints.reading import Source
 from mergelib.core.store import load_tensors
-from mergelib.models.backbones import Backbone, load, load_state
+from mergelib.models.backbones import Backbone, load
+from mergelib.models.states import load_state
 from mergelib.pipeline.keys import device
 from mergelib.pipeline.params import Run
 

@@ -14,7 +14,7 @@ from mergelib.metrics.inputs import read_inputs
 from mergelib.metrics.registry import METRICS, published_metrics
 from mergelib.metrics.table import pairwise
 from mergelib.models.backbones import GLYPH_VIT
-from mergelib.pipeline.keys import device, key, method_params, path, weights_digest
+from mergelib.pipeline.keys import content_of, device, key, method_params, path, weights_digest
 from mergelib.pipeline.loaded import one_thread
 from mergelib.pipeline.params import Run
 from mergelib.pipeline.task_data import stored_scores
@@ -89,8 +89,9 @@ def tasks_table(store: Path, run: Run) -> pd.DataFrame:
 def meta(run: Run, made: dict[str, pd.DataFrame]) -> dict[str, Any]:
     """What the tables are of: source, backbone, optimizer, calibration, edition, digests."""
     recipe = asdict(run.finetune)
-    return {
-        "source": "glyph benchmark" if run.backbone == GLYPH_VIT else run.backbone,
+    glyphs = run.backbone == GLYPH_VIT and not run.given
+    return _of_given(run) | {
+        "source": "glyph benchmark" if glyphs else run.backbone,
         "name": run.name,
         "backbone": run.backbone,
         "optimizer": {"name": "AdamW", **recipe},
@@ -111,3 +112,22 @@ def meta(run: Run, made: dict[str, pd.DataFrame]) -> dict[str, Any]:
             **{name: digest(table.to_csv(index=False)) for name, table in made.items()},
         },
     }
+
+
+def _of_given(run: Run) -> dict[str, Any]:
+    """What only runs have whose tasks are given, or whose heads are made of images."""
+    held: dict[str, Any] = {}
+    if run.given:
+        held["tasks"] = {
+            name: {
+                "source": run.row(name).source,
+                "licence": given.licence,
+                "content": content_of(run, name),
+            }
+            for name, given in run.given.items()
+        }
+    if run.head != "zero_shot":
+        held["head"] = {"kind": run.head, "split": run.head_split}
+    if run.image_size:
+        held["image_size"] = run.image_size
+    return held
