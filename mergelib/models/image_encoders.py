@@ -48,19 +48,21 @@ def timm_settings(name: str) -> dict[str, Any]:
 def load_timm(name: str, weights: str, size: int = 0) -> ImageEncoder:
     """An image encoder of timm without its classifier, of `size` pixels (0: its own), float32.
 
-    `weights` is a file of timm's names or a model folder, else a tag of timm's, which it downloads.
+    `weights` is a file of timm's names or a model folder, else a tag of timm's, which it downloads;
+    none are random ones.
     The grid of a vision transformer's position embeddings is resized, bicubic, as timm does it.
     Raises MergelibError, naming the file, for weights that do not fit.
     """
     settings, library = timm_settings(name), _timm()
-    model, local = name.removeprefix(TIMM), Path(weights).exists()
+    model, local = name.removeprefix(TIMM), bool(weights) and Path(weights).exists()
     known = {} if size in (0, settings["input_size"][-1]) else {"img_size": size}
-    called = model if local else f"{model}.{weights}"
+    fetched = bool(weights) and not local
+    called = f"{model}.{weights}" if fetched else model
     try:
         try:
-            visual = library.create_model(called, pretrained=not local, num_classes=0, **known)
+            visual = library.create_model(called, pretrained=fetched, num_classes=0, **known)
         except TypeError:  # a convolutional net takes images of any size
-            visual = library.create_model(called, pretrained=not local, num_classes=0)
+            visual = library.create_model(called, pretrained=fetched, num_classes=0)
     except Exception as error:  # timm raises many kinds; the user needs one line
         reason = " ".join(str(error).split())
         raise MergelibError(f"backbone {name!r} with weights {weights!r}: {reason}") from None

@@ -99,7 +99,10 @@ def load(path: Path) -> Run:
     Raises MergelibError naming the file and the first key that is unknown, missing, of the wrong
     type, or out of range, and names of tasks, methods and metrics that are not registered.
     """
-    run = typed(Run, read_yaml(path), str(path)).under(Path(path).parent)
+    held, folder = read_yaml(path), Path(path).parent
+    if isinstance(held.get("tasks"), str):  # a file that several share
+        held["tasks"] = read_yaml(folder / held["tasks"]).get("tasks")
+    run = typed(Run, held, str(path)).under(folder)
     check(run, str(path))
     return run
 

@@ -13,6 +13,7 @@ from mergelib.core.errors import MergelibError
 from mergelib.core.registry import unknown
 from mergelib.core.store import digest
 from mergelib.core.threads import threaded
+from mergelib.tasks import libraries, shards  # noqa: F401 - they register their sources
 from mergelib.tasks.images import Images
 from mergelib.tasks.registry import SPLITS, Asked
 from mergelib.tasks.sources import FORMS, Place
