@@ -15,7 +15,7 @@ TOP = {
     *("pyproject.toml", "constraints.txt", "environment.yml", "Makefile", "conftest.py", ".ci"),
     ".pre-commit-config.yaml",
 }
-EXTRAS = "clip,glyphs,book,test"
+EXTRAS = "clip,glyphs,sources,book,test"
 LARGEST = 10 * 2**20
 # Written in pieces, so that this file does not hold what it looks for.
 REGISTRIES = re.compile(r"pypi\." + r"org|pythonhosted\." + r"org|repo\.anaconda\." + r"com")

@@ -12,7 +12,9 @@ from torchvision import transforms
 from mergelib.cli import main
 from mergelib.core.errors import MergelibError, MergelibNote
 from mergelib.core.store import load_tensors
-from mergelib.pipeline import keys, params
+from mergelib.pipeline import estimate, keys, params
+from mergelib.pipeline.run import execute
+from mergelib.published import released
 from mergelib.tasks.cached import write_splits
 from mergelib.tasks.given import content, dealt, opened, read_given, row, words
 from mergelib.tasks.images import fitted
@@ -245,6 +247,56 @@ def test_a_folder_and_eight_lines_give_tables(folder, tmp_path, capsys):
     (tmp_path / "mine.yaml").write_text(EIGHT_LINES.replace("folder: colors", "folder: moved"))
     assert main([*words, "--tables", str(tmp_path / "tables"), "--jobs", "1"]) == 0
     assert made == {f: f.stat().st_mtime_ns for f in (tmp_path / "store").rglob("*.safetensors")}
+
+
+def test_a_dry_run_tells_what_it_takes_and_writes_nothing(folder, tmp_path, capsys):
+    packed(tmp_path / "grays.npz", n=140, test=30)
+    (tmp_path / "mine.yaml").write_text(EIGHT_LINES)
+    before = sorted(tmp_path.rglob("*"))
+    words = ["run", "--params", str(tmp_path / "mine.yaml"), "--store", str(tmp_path / "store")]
+    assert main([*words, "--dry-run", "--jobs", "3"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[1] == "units: 2 tasks, 2 heads, 2 fine-tuning, 2 summaries, 1 merges"
+    assert lines[2] == "images: 100 train, 20 calibration, 70 test"
+    assert lines[3].startswith("disk: ") and lines[4].startswith("time: ")
+    assert lines[5:] == ["nothing is missing"]
+    shutil.move(tmp_path / "grays.npz", tmp_path / "greys.npz")
+    assert main([*words, "--dry-run"]) == 0
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last.startswith("missing: task 'grays': ") and "grays.npz is missing" in last
+    shutil.move(tmp_path / "greys.npz", tmp_path / "grays.npz")
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_the_disk_of_a_run_is_what_it_writes(folder, tmp_path):
+    packed(tmp_path / "grays.npz", n=140, test=30)
+    (tmp_path / "mine.yaml").write_text(EIGHT_LINES.replace("methods: {", "methods: {tsv: {}, "))
+    run, store = params.load(tmp_path / "mine.yaml"), tmp_path / "store"
+    execute(run, store, tmp_path / "tables", 1)
+    counts = {task: estimate.images(run, task) for task in run.tasks}
+    told = estimate.disk(run, counts, estimate.blank(run))
+    folders = {"images": "data", "checkpoints": "tuned", "factors": "factors"}
+    for what, name in folders.items():
+        files = sum(f.stat().st_size for f in (store / name).glob("*.safetensors"))
+        if what == "checkpoints":
+            files += sum(f.stat().st_size for f in (store / "base").iterdir())
+        assert told[what] == pytest.approx(files, rel=0.1), what
+
+
+@pytest.mark.parametrize("name", ["clip_b32_20", "clip_b16_20"])
+def test_the_published_study_s_files_hold_its_tasks(root, name):
+    run = params.load(root / "params" / f"{name}.yaml")
+    assert run.tasks == list(released.TASKS) == list(run.given)
+    prompts = {}
+    for task, given in run.given.items():
+        *_, train, test = released.TASKS[task]
+        assert given.sizes == {"train": train, "test": test}
+        assert given.licence and given.place.form == "hf" and not given.place.download
+        assert all("{}" in text for text in given.templates)
+        prompts[task] = len(set(given.templates))
+    assert [prompts[t] for t in ("SUN397", "Cars", "RESISC45", "DTD", "CIFAR100", "FER2013")] == [
+        *(2, 8, 18, 8, 18, 6)
+    ]
 
 
 def test_the_head_and_the_words_are_in_the_keys(folder, tmp_path):

@@ -1,5 +1,6 @@
 """What a run would take, found without running it: units, images, disk, time, what is missing."""
 
+import logging
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, replace
@@ -26,7 +27,7 @@ BLOCK = ".0."  # in the names of the first block's tensors, which merges are tim
 def estimate(run: Run, jobs: int = 0) -> Iterator[str]:
     """Lines for a person, the missing last; nothing is fetched or written.
 
-    Disk is an upper bound for tasks that are not there or not given. Times are those of this
+    Sizes are upper bounds for tasks that are not there or not given. Times are those of this
     machine, of one batch and of merges of one block under random weights; reading images is not
     in them.
     """
@@ -37,7 +38,7 @@ def estimate(run: Run, jobs: int = 0) -> Iterator[str]:
             counts[task] = images(run, task)
         except MergelibError as error:
             missing.append(str(error))
-            counts[task] = asdict(run.sizes)
+            counts[task] = asdict(run.sizes) | run.given[task].sizes
     on = f"{run.backbone} at {pixels(run)} px, {device(run)}, {jobs} at a time"
     yield f"{run.name}: {len(run.tasks)} tasks, {len(run.methods)} methods; {on}"
     units = [f"{len(work)} {label}" for label, _, work in plan(run) if work]
@@ -75,7 +76,11 @@ def images(run: Run, task: str) -> dict[str, int]:
 def blank(run: Run) -> Backbone:
     """The run's backbone with random weights where its own are not at hand."""
     there = run.backbone == GLYPH_VIT or Path(run.weights).exists()
-    return load(run.backbone, run.weights if there else None, run.image_size)
+    logging.disable(logging.WARNING)  # open_clip tells that weights are random, which is wanted
+    try:
+        return load(run.backbone, run.weights if there else None, run.image_size)
+    finally:
+        logging.disable(logging.NOTSET)
 
 
 def disk(run: Run, counts: Mapping[str, Mapping[str, int]], backbone: Backbone) -> dict[str, float]:
@@ -131,8 +136,9 @@ def times(
 
 def _step(visual: torch.nn.Module, features: Tensor) -> float:
     """A backward pass, and one gradient's norm, which waits for it."""
-    found = torch.autograd.grad(features.float().square().mean(), list(visual.parameters()))
-    return float(found[0].norm())
+    loss = features.float().square().mean()
+    found = torch.autograd.grad(loss, list(visual.parameters()), allow_unused=True)
+    return float(next(g.norm() for g in found if g is not None))
 
 
 def _merging(run: Run, backbone: Backbone, method: str) -> float:
