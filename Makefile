@@ -14,7 +14,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 BUILD := _build
 NAME := $(basename $(notdir $(PARAMS)))
-EVERYTHING := .[clip,glyphs,dask,book,test]
+EVERYTHING := .[clip,glyphs,sources,dask,book,test]
 PYTEST := $(BIN)/python -m pytest
 CHAPTERS := --nbval --nbval-current-env --nbval-sanitize-with tests/nbval.cfg
 

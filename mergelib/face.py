@@ -270,7 +270,7 @@ def _encoder(model: Model, backbone: "Backbone | None") -> nn.Module:
         inner = getattr(model, "visual", model)
         return inner if isinstance(inner, nn.Module) else model
     visual = copy.deepcopy(_known(backbone).model.visual)
-    from mergelib.models.backbones import load_state
+    from mergelib.models.states import load_state
 
     with opened(model, "the given weights") as weights:
         load_state(visual, {name: weights.get(name) for name in weights.shapes}, weights.label)

@@ -15,7 +15,7 @@ TOP = {
     *("pyproject.toml", "constraints.txt", "environment.yml", "Makefile", "conftest.py", ".ci"),
     ".pre-commit-config.yaml",
 }
-EXTRAS = "clip,glyphs,dask,book,test"
+EXTRAS = "clip,glyphs,sources,dask,book,test"
 LEFT_OUT = "ray"  # large, and all that runs on it runs on Dask too
 LARGEST = 10 * 2**20
 # Written in pieces, so that this file does not hold what it looks for.

@@ -92,7 +92,9 @@ def test_rows_are_the_statistics_of_the_drawn_images(store, run):
         merged = load_tensors(merge_file(store, run, *pair, method, size))["ab"[which]]
         _, labels = pool(make_pool(store, run, task, size))
         three = (merged[order], singles["tuned"][order], singles["base"][order])
-        wanted = statistics(*(Outputs(z, logits(z, head(run, task))) for z in three), labels[order])
+        wanted = statistics(
+            *(Outputs(z, logits(z, head(store, run, task))) for z in three), labels[order]
+        )
         at = {"method": method, "side": "ab"[which], "draw": draw, "n": n}
         of = rows[(rows[list(at)] == pd.Series(at)).all(axis=1)]
         for name, value in wanted.unlabelled.items():

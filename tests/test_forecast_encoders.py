@@ -20,6 +20,7 @@ from mergelib.forecasting.probe import Side, pairs_of, prepare, probe
 from mergelib.merging.engine import merge
 from mergelib.models import backbones, towers
 from mergelib.models.heads import zero_shot_head
+from mergelib.tasks.words import Classes
 
 pytestmark = pytest.mark.numeric
 EPS = torch.finfo(torch.float32).eps
@@ -193,7 +194,7 @@ def test_class_names_give_the_head_of_the_bases_own_text_tower(tmp_path):
     save_tensors(whole, {n: t.clone() for n, t in glyph.model.state_dict().items()})
     tower = tmp_path / "tower.safetensors"
     save_tensors(tower, glyph.visual_state())
-    classes = heads.Classes(("star", "red_square"))
+    classes = Classes(("star", "red_square"))
     for base in (whole, tower):
         assert torch.equal(of_classes(text_of(base, "glyph-vit"), classes).weight, wanted)
     changed = {n: t.clone() for n, t in glyph.model.state_dict().items()}

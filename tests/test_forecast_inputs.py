@@ -10,11 +10,12 @@ from PIL import Image
 
 from mergelib.core.errors import MergelibError
 from mergelib.core.store import save_tensors
-from mergelib.forecasting.heads import Head, of_file, read_classes
-from mergelib.forecasting.images import draw, find_images, pixels
+from mergelib.forecasting.heads import Head, of_file
 from mergelib.forecasting.known import of_mapping, read_known
 from mergelib.forecasting.preprocessing import of_processor
 from mergelib.forecasting.words import by_name, models_of
+from mergelib.tasks.images import draw, find_images, pixels
+from mergelib.tasks.words import read_classes
 
 
 def picture(seed: int, size=(9, 7)) -> Image.Image:

@@ -92,7 +92,7 @@ def test_a_merge_by_hand_gives_the_table_s_accuracy(smoke, done):
         test = task_data.split(done / "store", run, task, "test")
         with torch.no_grad():
             features = backbone.model.visual(backbone.normalize(test.images))
-        guess = (features @ task_data.head(run, task).T).argmax(1)
+        guess = (features @ task_data.head(done / "store", run, task).T).argmax(1)
         # Rounding of the weights may turn an image on the edge, no more.
         assert float((guess == test.labels).float().mean()) == pytest.approx(row[side], abs=0.02)
 
@@ -150,7 +150,7 @@ def test_a_protecting_merge_weighs_by_what_the_base_lacks(smoke, done):
     visual = load().model.visual
     visual.load_state_dict(by_hand)
     images, labels = task_data.ready(store, run, pair[0], "test")
-    expected = accuracy(visual, images, labels, task_data.head(run, pair[0]))
+    expected = accuracy(visual, images, labels, task_data.head(store, run, pair[0]))
     assert read_json(file)["acc_a"] == pytest.approx(expected, abs=0.02)
 
 
@@ -168,7 +168,7 @@ def test_extra_metrics_come_when_they_are_named(smoke, done):
     for row in found.head(3).itertuples():
         visual.load_state_dict(load_tensors(path(store, run, "tuned", row.task_b)))
         images, labels = task_data.ready(store, run, row.task_a, "calibration")
-        under_other = accuracy(visual, images, labels, task_data.head(run, row.task_a))
+        under_other = accuracy(visual, images, labels, task_data.head(store, run, row.task_a))
         assert row.cross_task_accuracy_of_b == pytest.approx(under_other)
         both = [knowledge[row.task_a], knowledge[row.task_b]]
         assert row.base_knowledge == pytest.approx(np.mean(both))

@@ -63,7 +63,7 @@ def test_designs_differ_where_they_should(table):
 
 
 def test_random_heads_are_a_new_linear_layers(run, store):
-    like = task_data.head(run, "animals")
+    like = task_data.head(store, run, "animals")
     one, same, other = (calibration_pools.random_head(like, 0, "animals", k) for k in (1, 1, 2))
     assert one.shape == like.shape and torch.equal(one, same) and not torch.equal(one, other)
     bound = like.shape[1] ** -0.5

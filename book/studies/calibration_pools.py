@@ -77,7 +77,7 @@ def tables(store: Path, run: Run, sizes: Sequence[int] = SIZES) -> pd.DataFrame:
                 f"{store} holds no checkpoint of {task} as {run.name} makes it: run `mergelib run` "
                 "with the same parameters and store first"
             )
-    heads = [task_data.head(run, task) for task in run.tasks]
+    heads = [task_data.head(store, run, task) for task in run.tasks]
     cells = list(itertools.product(HEADS, IMAGES, range(DRAWS), sizes))
     parts = []
     for cell in tqdm(cells, desc="pools"):

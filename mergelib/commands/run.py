@@ -14,15 +14,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--tables", type=Path, help="folder of the tables (_build/tables/NAME)")
     add("--jobs", type=int, default=0, help="units at a time (0: one a core)")
     add("--cluster", default="", help="local:N, dask://host:port or ray://host:port")
+    add("--dry-run", action="store_true", help="say what it takes and what is missing, no more")
 
 
 def run(args: argparse.Namespace) -> None:
-    """Run a parameter file and say what was written."""
+    """Run a parameter file and say what was written, or only what a run would take."""
     check_folder(args.store, [args.params])
     from mergelib.pipeline import params
     from mergelib.pipeline.run import execute
 
     settings = params.load(args.params)
+    if args.dry_run:
+        from mergelib.pipeline.estimate import estimate
+
+        for line in estimate(settings, args.jobs):
+            print(line, flush=True)
+        return
     tables = args.tables or Path("_build/tables") / settings.name
     check_folder(tables, [args.params])
     made = execute(settings, args.store, tables, args.jobs, args.cluster)

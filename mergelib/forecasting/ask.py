@@ -16,13 +16,14 @@ from mergelib.forecasting import known as known_of
 from mergelib.forecasting.encoders import Encoder, find_encoder
 from mergelib.forecasting.evidence import Evidence, Known, Probe
 from mergelib.forecasting.heads import Head
-from mergelib.forecasting.images import Images, draw, find_images, pixels
 from mergelib.forecasting.probe import Side, pairs_of, prepare, probe
 from mergelib.forecasting.words import FOLDERS
 from mergelib.lineage.canonical import of_one_lineage
 from mergelib.merging.registry import METHODS
 from mergelib.metrics.table import pairwise_of_views
 from mergelib.models.backbones import Backbone
+from mergelib.tasks.images import Images, draw, find_images, pixels
+from mergelib.tasks.words import Classes, read_classes
 
 Named = Mapping[str, Path | str]
 
@@ -258,13 +259,13 @@ def _head(
         return None
     given = question.classes[name]
     if str(given) != FOLDERS:
-        return heads_of.of_classes(tower(), heads_of.read_classes(given))
+        return heads_of.of_classes(tower(), read_classes(given))
     if len(images.classes) < 2:
         raise MergelibError(
             f"{images.label} has no folders of two or more classes to name a head by: give a file "
             f"of class names, --classes {name}=FILE"
         )
-    return heads_of.of_classes(tower(), heads_of.Classes(images.classes))
+    return heads_of.of_classes(tower(), Classes(images.classes))
 
 
 def _under(images: Images, head: Head) -> Images:

@@ -14,10 +14,10 @@ from mergelib.checkpoints.weights import of_mapping
 from mergelib.core.documents import read_mapping
 from mergelib.core.errors import MergelibError
 from mergelib.forecasting import transformers_models
-from mergelib.forecasting.images import Transform
 from mergelib.forecasting.preprocessing import OPEN_CLIP, of_backbone, of_folders
-from mergelib.models.backbones import load_state
+from mergelib.models.states import load_state
 from mergelib.models.towers import Kind, build, image_size, is_tower, kind_of, kinds
+from mergelib.tasks.images import Transform
 
 
 @dataclass(frozen=True)

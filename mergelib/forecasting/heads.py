@@ -16,18 +16,17 @@ from mergelib.checkpoints.folders import config_of
 from mergelib.checkpoints.layouts import beside_images
 from mergelib.checkpoints.reading import Source, opened, raw
 from mergelib.checkpoints.wrappers import plain
-from mergelib.core.documents import read_mapping
-from mergelib.core.documents import text_of as text_in
 from mergelib.core.errors import MergelibError
 from mergelib.core.store import load_tensors
 from mergelib.forecasting.transformers_models import transformers
 from mergelib.models.backbones import GLYPH_VIT, Backbone
 from mergelib.models.heads import logits, zero_shot_head
 from mergelib.models.towers import text_tower
+from mergelib.tasks.words import TEMPLATES as CLIP_S
+from mergelib.tasks.words import Classes
 
-TEMPLATES = {GLYPH_VIT: ("a {}",), "": ("a photo of a {}.",)}  # the tasks' first, and CLIP's
+TEMPLATES = {GLYPH_VIT: ("a {}",), "": CLIP_S}  # the tasks' first, and CLIP's
 CLASSIFIER = "classifier.weight"
-MANY = 2**20  # bytes of a file of class names
 
 
 @dataclass(frozen=True)
@@ -52,14 +51,6 @@ class Head:
         if self.bias is None:
             return logits(features, self.weight)
         return linear(features, self.weight, self.bias)
-
-
-@dataclass(frozen=True)
-class Classes:
-    """Names of classes in the order of the head, and prompts to put them into (none: usual)."""
-
-    names: tuple[str, ...]
-    templates: tuple[str, ...] = ()
 
 
 def of_file(path: Path | str) -> Head:
@@ -139,29 +130,6 @@ def classifier_patterns(base: Source, models: Sequence[Source]) -> tuple[str, ..
 
 
 # ---- Class names --------------------------------------------------------------------------------
-
-
-def read_classes(path: Path | str) -> Classes:
-    """Class names: a text file with one a line, or JSON {"classes": […], "templates": […]}.
-
-    Raises MergelibError, naming the file, for fewer than two, one twice, and a template without {}.
-    """
-    path = Path(path)
-    if path.suffix == ".json":
-        held = read_mapping(path)
-        found, templates = held.get("classes", []), held.get("templates", [])
-    else:
-        found = [line.strip() for line in text_in(path, MANY).splitlines() if line.strip()]
-        templates = []
-    for what, each in (("classes", found), ("templates", templates)):
-        if not isinstance(each, list) or not all(isinstance(text, str) and text for text in each):
-            raise MergelibError(f"{path}: {what} must be a list of texts")
-    if len(found) < 2 or len(set(found)) < len(found):
-        raise MergelibError(f"{path} names {len(found)} classes: give two or more, each once")
-    wrong = [text for text in templates if "{}" not in text]
-    if wrong:
-        raise MergelibError(f"{path}: template {wrong[0]!r} has no {{}} for the class")
-    return Classes(tuple(found), tuple(templates))
 
 
 def of_classes(tower: Backbone, classes: Classes) -> Head:

@@ -10,9 +10,9 @@ from torchvision import transforms
 
 from mergelib.core.documents import read_mapping
 from mergelib.core.errors import MergelibError
-from mergelib.forecasting.images import Transform
 from mergelib.merging.registry import NUMBER
 from mergelib.models.backbones import GLYPH_VIT, load
+from mergelib.tasks.images import Transform
 
 PROCESSORS = ("preprocessor_config.json", "processor_config.json")
 OPEN_CLIP = "open_clip_config.json"

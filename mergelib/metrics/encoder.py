@@ -41,22 +41,17 @@ def mean_activation(
 ) -> Tensor:
     """Output of the last transformer block, averaged over tokens and images: (width,) float64.
 
-    h = 1/N Σ_n 1/L Σ_l block(x_n)_l, before the final norm and projection; `visual` is open_clip's
-    vision transformer (block output (N, L, width)) and `images` (N, 3, H, W) are normalized. Every
-    image has the same weight. `edition="paper"`: every batch (of 32) has, however small the last
-    one is, h = 1/B Σ_b 1/N_b Σ_{n in b} …, as the published code averages the batch axis for
-    tokens. Raises MergelibError for an unknown edition, unusable images or a tower without
+    h = 1/N Σ_n 1/L Σ_l block(x_n)_l, before the final norm and projection; `visual` is a
+    vision transformer of open_clip or timm (block output (N, L, width)), `images` (N, 3, H, W) are
+    normalized. Every image has the same weight. `edition="paper"`: every batch (of 32) has, however
+    small the last one is, h = 1/B Σ_b 1/N_b Σ_{n in b} …, as the published code averages the batch
+    axis for tokens. Raises MergelibError for an unknown edition, unusable images or a tower without
     transformer blocks.
     Source: published metrics, category activation.
     """
     check_edition(edition)
     check_images(images)
-    transformer = getattr(visual, "transformer", None)
-    if transformer is None or not hasattr(transformer, "resblocks"):
-        raise MergelibError(
-            f"{type(visual).__name__} has no transformer.resblocks: give open_clip's vision "
-            "transformer (`model.visual`)"
-        )
+    transformer, blocks = _blocks(visual)
     tokens_first = not getattr(transformer, "batch_first", True)  # older open_clip: (L, N, width)
     device = next(visual.parameters()).device
     seen: list[Tensor] = []
@@ -67,7 +62,7 @@ def mean_activation(
         seen.append((of_images.mean(dim=0) if edition == "paper" else of_images.sum(dim=0)).cpu())
 
     batches = images.split(batch_size or (PAPER_BATCH if edition == "paper" else 100))
-    hook = transformer.resblocks[-1].register_forward_hook(keep)
+    hook = blocks[-1].register_forward_hook(keep)
     try:
         with evaluating(visual), torch.no_grad():
             for batch in batches:
@@ -75,6 +70,18 @@ def mean_activation(
     finally:
         hook.remove()
     return torch.stack(seen).sum(dim=0) / (len(seen) if edition == "paper" else len(images))
+
+
+def _blocks(visual: nn.Module) -> tuple[nn.Module, nn.ModuleList | nn.Sequential]:
+    """A tower's transformer and its blocks: open_clip's, or timm's, which is the tower itself."""
+    transformer = getattr(visual, "transformer", visual)
+    blocks = getattr(transformer, "resblocks", getattr(transformer, "blocks", None))
+    if not isinstance(blocks, nn.ModuleList | nn.Sequential) or not len(blocks):
+        raise MergelibError(
+            f"{type(visual).__name__} has no transformer.resblocks: give a vision transformer of "
+            "open_clip (`model.visual`) or timm, or leave out the activation metrics"
+        )
+    return transformer, blocks
 
 
 def pool_gradients(

@@ -5,6 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from mergelib.models.batches import Batches
 from mergelib.models.heads import logits
 
 BATCH = {"cpu": 50, "cuda": 500}  # what stays in the cache; what keeps a GPU busy
@@ -13,7 +14,7 @@ BATCH = {"cpu": 50, "cuda": 500}  # what stays in the cache; what keeps a GPU bu
 @torch.inference_mode()
 def accuracy(
     visual: nn.Module | Callable[[Tensor], Tensor],
-    images: Tensor,
+    images: Tensor | Batches,
     labels: Tensor,
     head: Tensor,
     batch_size: int = 0,
@@ -22,10 +23,10 @@ def accuracy(
 ) -> float:
     """Top-1 accuracy, a fraction: mean of [argmax_c logits_c = label].
 
-    images float32 (N, 3, H, W), normalized, or uint8 with the `normalize` that makes a batch so;
-    labels int64 (N,); head (C, d); all on one device. The encoder is used as it stands (put it in
-    eval mode). `batch_size` 0 is one that suits the device; `bfloat16` computes the features under
-    autocast.
+    images float32 (N, 3, H, W), normalized, or uint8 with the `normalize` that makes a batch so,
+    or `Batches`; labels int64 (N,); head (C, d); all on one device. The encoder is used as it
+    stands (put it in eval mode). `batch_size` 0 is one that suits the device; `bfloat16` computes
+    the features under autocast.
     """
     device = images.device.type
     size = batch_size or BATCH.get(device, BATCH["cuda"])

@@ -1,4 +1,4 @@
-"""Image-text backbones: open_clip models by name, and the embedded miniature `glyph-vit`."""
+"""Backbones by name: open_clip's, the embedded miniature `glyph-vit`, image encoders of timm."""
 
 import json
 import warnings
@@ -6,13 +6,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from mergelib.checkpoints.reading import whole_clip
 from mergelib.core.errors import MergelibError
 from mergelib.core.store import load_tensors, read_json
+from mergelib.models.image_encoders import TIMM, load_timm, no_text, timm_settings
+from mergelib.models.states import load_state
 
 with warnings.catch_warnings():
     # In a notebook tqdm, which they import, asks for ipywidgets; no bar of theirs is shown here.
@@ -30,10 +33,13 @@ _ALPHABET = "abcdefghijklmnopqrstuvwxyz0123456789"
 
 @dataclass(frozen=True)
 class Backbone:
-    """A CLIP model in eval mode with its tokenizer and the statistics its images are scaled by."""
+    """A CLIP or an image encoder alone, in eval mode, and the statistics its images are scaled by.
+
+    An image encoder has no texts to `tokenize`, which raises MergelibError.
+    """
 
     name: str
-    model: CLIP
+    model: Any  # a CLIP or an ImageEncoder
     tokenize: Callable[[Sequence[str]], Tensor]
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
@@ -82,25 +88,29 @@ def glyph_model(n_tokens: int) -> CLIP:
     return CLIP(embed_dim=128, vision_cfg=vision, text_cfg=text)
 
 
-def load(name: str = GLYPH_VIT, weights: Path | str | None = None) -> Backbone:
-    """A pretrained backbone by name.
+def load(name: str = GLYPH_VIT, weights: Path | str | None = None, image_size: int = 0) -> Backbone:
+    """A pretrained backbone by name, for images of its own size or of `image_size` pixels a side.
 
     `glyph-vit` comes with the package. Any other name is one of open_clip's (for example
     `ViT-B-32-quickgelu`), with `weights` one of its pretrained tags, a local weights file, or a
-    Hugging Face CLIP directory.
+    Hugging Face CLIP directory; or `timm/NAME`, an image encoder, as `load_timm` takes it.
 
     Raises MergelibError for an unknown name, and for weights that do not fit, naming the file.
     """
     if name == GLYPH_VIT:
         return _glyph_vit(Path(weights) if weights else WEIGHTS / f"{GLYPH_VIT}.safetensors")
-    if name not in open_clip.list_models():
-        raise MergelibError(
-            f"unknown backbone {name!r}: give {GLYPH_VIT!r} or a name from open_clip.list_models()"
-        )
+    if name.startswith(TIMM):
+        encoder, said = load_timm(name, str(weights or ""), image_size), timm_settings(name)
+        size = image_size or said["input_size"][-1]
+        return Backbone(name, encoder, no_text, tuple(said["mean"]), tuple(said["std"]), size)
+    pixels_of(name)
     directory = Path(weights) if weights and Path(weights).is_dir() else None
     try:
         model, _, transform = open_clip.create_model_and_transforms(
-            name, pretrained=str(weights) if weights and not directory else None, weights_only=True
+            name,
+            pretrained=str(weights) if weights and not directory else None,
+            weights_only=True,
+            force_image_size=image_size or None,
         )
     except Exception as error:  # open_clip raises many kinds; the user needs one line
         raise MergelibError(f"backbone {name!r} with weights {weights!r}: {error}") from None
@@ -111,6 +121,20 @@ def load(name: str = GLYPH_VIT, weights: Path | str | None = None) -> Backbone:
     size = size[0] if isinstance(size, tuple) else size
     tokenizer = open_clip.get_tokenizer(name)
     return Backbone(name, model.eval(), tokenizer, tuple(mean), tuple(std), size)
+
+
+def pixels_of(name: str) -> int:
+    """Pixels a side of the images that a backbone takes. Raises MergelibError as `load` does."""
+    if name == GLYPH_VIT:
+        return 32
+    if name.startswith(TIMM):
+        return timm_settings(name)["input_size"][-1]
+    config = open_clip.get_model_config(name)
+    if config is None:
+        raise MergelibError(
+            f"unknown backbone {name!r}: give {GLYPH_VIT!r} or a name from open_clip.list_models()"
+        )
+    return config["vision_cfg"]["image_size"]
 
 
 def _load_hugging_face(model: CLIP, name: str, directory: Path) -> None:
@@ -133,30 +157,6 @@ def _glyph_vit(path: Path) -> Backbone:
     load_state(model, load_tensors(path), path)
     half = (0.5, 0.5, 0.5)
     return Backbone(GLYPH_VIT, model.eval(), partial(tokenize, index=index), half, half, 32)
-
-
-def load_state(module: nn.Module, state: dict[str, Tensor], path: Path | str) -> None:
-    """Load a state dict into a module, in float32.
-
-    Raises MergelibError naming the file and the first tensor that is missing, left over, of
-    another shape, or not finite.
-    """
-    own = module.state_dict()
-    for name in sorted(own.keys() | state.keys()):
-        if name not in state or name not in own:
-            side = "missing from" if name not in state else "left over in"
-            raise MergelibError(
-                f"{path}: tensor {name!r} is {side} the file; it belongs to another architecture, "
-                f"give weights of {type(module).__name__}"
-            )
-        if own[name].shape != state[name].shape:
-            raise MergelibError(
-                f"{path}: tensor {name!r} has shape {tuple(state[name].shape)}, the model wants "
-                f"{tuple(own[name].shape)}; give weights of the same architecture"
-            )
-        if not torch.isfinite(state[name]).all():
-            raise MergelibError(f"{path}: tensor {name!r} holds NaN or infinity; train it again")
-    module.load_state_dict({name: value.float() for name, value in state.items()})
 
 
 def card_text(card: dict) -> str:

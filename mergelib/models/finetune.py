@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from mergelib.core.errors import MergelibError
+from mergelib.models.batches import Batches
 from mergelib.models.heads import logits
 from mergelib.models.progress import Progress
 from mergelib.models.recipe import Recipe as Recipe
@@ -21,12 +22,12 @@ from mergelib.models.rules import PLAIN, RULES, Rule, Step, Tensors, Trained, do
 
 RULE_DRAWS = 1 << 32  # added to the seed: a rule's draws are not those of the batches
 CROP_DRAWS = 1 << 32  # seeds of one training's crops, a step each
-Examples = tuple[Tensor, Tensor]  # images float32 (N, 3, H, W), normalized; labels int64 (N,)
+Examples = tuple[Tensor | Batches, Tensor]  # images as of `finetune`; labels int64 (N,)
 
 
 def finetune(
     visual: nn.Module,
-    images: Tensor,
+    images: Tensor | Batches,
     labels: Tensor,
     head: Tensor,
     recipe: Recipe,

@@ -10,7 +10,8 @@ from open_clip.model import CLIP, CLIPTextCfg, CLIPVisionCfg
 from torch import Tensor, nn
 
 from mergelib.core.errors import MergelibError
-from mergelib.models.backbones import GLYPH_VIT, Backbone, load, load_state
+from mergelib.models.backbones import GLYPH_VIT, Backbone, load
+from mergelib.models.states import load_state
 
 Shapes = Mapping[str, tuple[int, ...]]
 # Keys of open_clip's configurations that shapes, or nothing of the tower's answers, depend on.

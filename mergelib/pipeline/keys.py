@@ -1,7 +1,7 @@
 """The digest that every artifact is stored under: of all that it depends on."""
 
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
@@ -12,11 +12,12 @@ from mergelib.core.errors import MergelibError
 from mergelib.core.store import digest, file_digest
 from mergelib.merging.registry import METHODS, preset
 from mergelib.metrics.registry import METRICS
-from mergelib.models.backbones import GLYPH_VIT, WEIGHTS
+from mergelib.models.backbones import GLYPH_VIT, WEIGHTS, pixels_of
 from mergelib.models.rules import RULES
-from mergelib.pipeline.params import Run
+from mergelib.pipeline.params import Run, Sizes
 from mergelib.pipeline.sources import code_behind, code_of
 from mergelib.tasks import TASKS
+from mergelib.tasks.given import Given, content
 
 UNITS = "mergelib.pipeline.units"  # one module a station
 JSON = ("merged", "gradients")  # stations whose artifacts are numbers
@@ -25,13 +26,15 @@ JSON = ("merged", "gradients")  # stations whose artifacts are numbers
 def key(run: Run, station: str, *names: str) -> str:
     """The digest that an artifact of a station is stored under.
 
-    base: the encoder; data (task); tuned (task): checkpoint and accuracies; summary (task): what
-    the metrics need of one model; factors (task): what its merges share; merged (task, task,
-    method): the merge's accuracies; gradients (task, task): the published gradient metrics.
+    base: the encoder; data (task); heads (task), of images; tuned (task): checkpoint and
+    accuracies; summary (task): what the metrics need of one model; factors (task): what its merges
+    share; merged (task, task, method): the merge's accuracies; gradients (task, task): the
+    published gradient metrics.
     """
     of_station: dict[str, Callable[..., list]] = {
         "base": _base,
         "data": _data,
+        "heads": _heads,
         "tuned": _tuned,
         "summary": _summary,
         "gradients": _gradients,
@@ -53,10 +56,12 @@ def path(store: Path, run: Run, station: str, *names: str) -> Path:
 
 
 def _base(run: Run) -> list:
-    return [weights_digest(run.backbone, run.weights)]
+    return [weights_digest(run.backbone, run.weights), run.image_size]
 
 
 def _data(run: Run, task: str) -> list:
+    if task in run.given:
+        return [task, content_of(run, task), pixels(run)]
     make = TASKS[task].make
     parts = [task, asdict(run.sizes), run.seed, code_of(make)]
     if make.__module__.startswith("mergelib.tasks."):
@@ -64,10 +69,25 @@ def _data(run: Run, task: str) -> list:
     return parts
 
 
+def _heads(run: Run, task: str) -> list:
+    classes = len(run.row(task).class_names)
+    parts = [key(run, "base"), key(run, "data", task), run.head, run.head_split, classes]
+    return [*parts, _numerics(run), version("scikit-learn")]
+
+
+def _head(run: Run, task: str) -> list:
+    """Of the head of a task: what is stored, or the words of a task that is given."""
+    if run.head != "zero_shot":
+        return [key(run, "heads", task)]
+    row = run.row(task)
+    return [row.class_names, row.templates] if task in run.given else []
+
+
 def _tuned(run: Run, task: str) -> list:
     recipe = asdict(run.finetune)
     del recipe["save_every"]  # whatever was kept on the way, the weights are the same bits
     parts = [key(run, "base"), key(run, "data", task), recipe, _numerics(run)]
+    parts += _head(run, task)
     if run.finetune.rule:
         parts.append(code_of(RULES[run.finetune.rule].function))
     return parts
@@ -76,6 +96,7 @@ def _tuned(run: Run, task: str) -> list:
 def _summary(run: Run, task: str) -> list:
     pool = [key(run, "data", each) for each in run.tasks]
     parts = [key(run, "tuned", task), pool, run.pool_per_task, _numerics(run)]
+    parts += [_head(run, each) for each in run.tasks]
     return [*parts, run.edition, needs(run, "cross_task")]
 
 
@@ -134,6 +155,28 @@ def weights_digest(backbone: str, weights: str) -> str:
     if not file.is_file():
         raise MergelibError(f"weights file {file} is missing: check `weights` in the parameters")
     return digest(backbone, file_digest(file))
+
+
+def content_of(run: Run, task: str) -> str:
+    """Digest of a given task's images and labels. Raises MergelibError where they are not there."""
+    given = run.given[task]
+    return given.pinned or _content(given, run.sizes, run.seed)
+
+
+@lru_cache(maxsize=64)
+def _content(given: Given, sizes: Sizes, seed: int) -> str:
+    return content(given, asdict(sizes), seed)
+
+
+def pinned(run: Run) -> Run:
+    """The same with the digests of given tasks' images, which every process would find anew."""
+    given = {n: replace(each, pinned=content_of(run, n)) for n, each in run.given.items()}
+    return replace(run, given=given)
+
+
+def pixels(run: Run) -> int:
+    """Pixels a side of the images that the run's encoder takes."""
+    return run.image_size or pixels_of(run.backbone)
 
 
 def device(run: Run) -> str:

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from mergelib.checkpoints.reading import Source
 from mergelib.core.store import load_tensors
-from mergelib.models.backbones import Backbone, load, load_state
+from mergelib.models.backbones import Backbone, load
+from mergelib.models.states import load_state
 from mergelib.pipeline.keys import device
 from mergelib.pipeline.params import Run
 
@@ -29,37 +30,38 @@ def one_thread() -> Iterator[None]:
 
 def backbone(run: Run) -> Backbone:
     """The pretrained model, on the run's device; not to be changed."""
-    return backbone_of(run.backbone, run.weights, device(run))
+    return backbone_of(run.backbone, run.weights, run.image_size, device(run))
 
 
 @lru_cache(maxsize=2)
-def backbone_of(name: str, weights: str, on: str) -> Backbone:
-    """A pretrained model on a device; not to be changed."""
-    found = load(name, weights or None)
+def backbone_of(name: str, weights: str, size: int, on: str) -> Backbone:
+    """A pretrained model on a device, for images of that size (0: its own); not to be changed."""
+    found = load(name, weights or None, size)
     found.model.to(on)
     return found
 
 
 def scratch(run: Run) -> nn.Module:
     """A second image encoder, whose weights are replaced at will; in eval mode."""
-    return _scratch(run.backbone, run.weights, device(run)).eval()
+    return _scratch(run.backbone, run.weights, run.image_size, device(run)).eval()
 
 
 @lru_cache(maxsize=2)
-def _scratch(name: str, weights: str, on: str) -> nn.Module:
-    return load(name, weights or None).model.visual.to(on)
+def _scratch(name: str, weights: str, size: int, on: str) -> nn.Module:
+    return load(name, weights or None, size).model.visual.to(on)
 
 
 def evaluating(run: Run) -> nn.Module:
     """The encoder that evaluates: the scratch one itself, or compiled, with the same weights."""
     if not run.compile:
         return scratch(run)
-    return _compiled(run.backbone, run.weights, device(run))
+    return _compiled(run.backbone, run.weights, run.image_size, device(run))
 
 
 @lru_cache(maxsize=2)
-def _compiled(name: str, weights: str, on: str) -> nn.Module:
-    return cast(nn.Module, torch.compile(_scratch(name, weights, on)))  # of a module, a module
+def _compiled(name: str, weights: str, size: int, on: str) -> nn.Module:
+    module = torch.compile(_scratch(name, weights, size, on))
+    return cast(nn.Module, module)  # of a module, a module
 
 
 def encoder(run: Run, state: dict[str, Tensor], file: Path) -> nn.Module:

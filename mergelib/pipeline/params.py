@@ -13,9 +13,13 @@ from mergelib.core.yaml_files import parse_yaml, read_yaml
 from mergelib.merging.registry import METHODS
 from mergelib.metrics.registry import EDITIONS, METRICS
 from mergelib.models.backbones import GLYPH_VIT
+from mergelib.models.heads import HEADS
+from mergelib.models.image_encoders import TIMM
 from mergelib.models.recipe import Recipe, complaints
 from mergelib.models.rules import RULES
 from mergelib.tasks import TASKS
+from mergelib.tasks.given import Given, read_given, row, under
+from mergelib.tasks.registry import Asked
 
 MOST_IMAGES = 10**6  # of a task's split, which is held in memory
 RENAMED = {"mode": "edition", "regularizer": "rule"}  # parameters of older files
@@ -32,13 +36,19 @@ class Sizes:
 
 @dataclass(frozen=True)
 class Run:
-    """One run of the pipeline: what is fine-tuned, measured, merged and evaluated."""
+    """One run of the pipeline: what is fine-tuned, measured, merged and evaluated.
+
+    `tasks` are names; `given` are those of them that the parameter file gives as mappings.
+    """
 
     name: str
     tasks: list[str]
     methods: dict[str, Any]
     backbone: str = GLYPH_VIT
     weights: str = ""
+    image_size: int = 0  # pixels a side that the backbone takes; 0: its own
+    head: str = "zero_shot"  # or of images: prototypes, probe
+    head_split: str = "train"  # what heads made of images are made of
     metrics: list[str] = field(default_factory=list)  # empty: all
     edition: str = "corrected"
     sizes: Sizes = field(default_factory=Sizes)
@@ -48,6 +58,34 @@ class Run:
     device: str = "auto"
     bfloat16: bool = False
     compile: bool = False  # the encoder that evaluates, by torch.compile
+    given: dict[str, Given] = field(default_factory=dict)
+
+    def row(self, task: str) -> Asked:
+        """What a task asks, be it given or registered. Raises MergelibError for another name."""
+        return row(self.given[task]) if task in self.given else TASKS[task]
+
+    @classmethod
+    def prepared(cls, raw: Mapping[str, Any], where: str) -> dict[str, Any]:
+        """What a parameter file holds, with the tasks that are mappings taken out of the list."""
+        if "given" in raw:
+            raise MergelibError(f"{where}: tasks of your own stand in `tasks`: move them there")
+        tasks = raw.get("tasks")
+        if not isinstance(tasks, list):
+            return dict(raw)
+        given = [
+            read_given(task, f"{where}: tasks[{i}]")
+            for i, task in enumerate(tasks)
+            if isinstance(task, Mapping)
+        ]
+        names = [task.get("name") if isinstance(task, Mapping) else task for task in tasks]
+        return {**raw, "tasks": names, "given": {each.name: each for each in given}}
+
+    def under(self, folder: Path) -> "Run":
+        """The same with the paths of tasks, and weights that are there, seen from a folder."""
+        given = {name: under(each, folder) for name, each in self.given.items()}
+        beside = folder / self.weights
+        found = str(beside) if self.weights and beside.exists() else self.weights
+        return replace(self, given=given, weights=found)
 
     @property
     def gradients_of_pairs(self) -> bool:
@@ -56,12 +94,15 @@ class Run:
 
 
 def load(path: Path) -> Run:
-    """Read and check a parameter file.
+    """Read and check a parameter file, whose folder its relative paths are seen from.
 
     Raises MergelibError naming the file and the first key that is unknown, missing, of the wrong
     type, or out of range, and names of tasks, methods and metrics that are not registered.
     """
-    run = typed(Run, read_yaml(path), str(path))
+    held, folder = read_yaml(path), Path(path).parent
+    if isinstance(held.get("tasks"), str):  # a file that several share
+        held["tasks"] = read_yaml(folder / held["tasks"]).get("tasks")
+    run = typed(Run, held, str(path)).under(folder)
     check(run, str(path))
     return run
 
@@ -86,6 +127,8 @@ def typed(kind: type, raw: Any, where: str) -> Any:
     """A dataclass from a mapping, every value of its annotated type (an int may be a float)."""
     if not isinstance(raw, Mapping):
         raise MergelibError(f"{where}: wants keys and values, got {type(raw).__name__}")
+    if hasattr(kind, "prepared"):
+        raw = kind.prepared(raw, where)
     hints = get_type_hints(kind)
     for key in raw:
         if key in RENAMED and RENAMED[key] in hints:
@@ -138,7 +181,8 @@ def check(run: Run, where: str) -> None:
 def _check_names(run: Run) -> None:
     """Every name is registered and every method accepts its parameters."""
     for name in run.tasks:
-        TASKS[name]
+        if name not in run.given:
+            TASKS[name]
     for name, params in run.methods.items():
         if not isinstance(params or {}, Mapping):
             raise MergelibError(
@@ -168,6 +212,14 @@ def _rules(run: Run) -> dict[str, bool]:
         "tasks names a task twice": len(set(run.tasks)) == len(run.tasks),
         "methods needs at least one name": bool(run.methods),
         f"edition must be one of {EDITIONS}": run.edition in EDITIONS,
+        f"head must be one of {HEADS}": run.head in HEADS,
+        "head_split must be train or calibration": run.head_split in ("train", "calibration"),
+        "head zero_shot wants a text tower, which the backbone lacks: give prototypes or probe": (
+            run.head != "zero_shot" or not run.backbone.startswith(TIMM)
+        ),
+        f"image_size must be 0 or more, and 0 or 32 of {GLYPH_VIT}": (
+            run.image_size in (0, 32) or (run.image_size > 0 and run.backbone != GLYPH_VIT)
+        ),
         f"device must be one of {DEVICES}": run.device in DEVICES,
         f"sizes must be between 1 and {MOST_IMAGES}": (
             all(1 <= n <= MOST_IMAGES for n in (sizes.train, sizes.calibration, sizes.test))

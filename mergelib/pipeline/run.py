@@ -24,10 +24,10 @@ from mergelib.core.interrupts import for_us_alone
 from mergelib.core.store import write_json, write_table
 from mergelib.merging.registry import METHODS
 from mergelib.pipeline.cluster import Spread, Unit, Units, spread
-from mergelib.pipeline.keys import device, path
+from mergelib.pipeline.keys import device, path, pinned
 from mergelib.pipeline.params import Run
 from mergelib.pipeline.tables import merges_table, meta, metrics_table, tasks_table
-from mergelib.pipeline.units import base, data, factors, gradients, merged, summary, tuned
+from mergelib.pipeline.units import base, data, factors, gradients, heads, merged, summary, tuned
 
 Names = tuple[str, ...]
 Work = Sequence[Names]
@@ -45,6 +45,7 @@ def execute(
     MergelibError as its stations do.
     """
     store, tables = Path(store), Path(tables)
+    run = pinned(run)
     with workplace(run, store, jobs, cluster) as do:
         for label, station, work in plan(run):
             do(label, station, [(run, names) for names in work])
@@ -88,6 +89,7 @@ def plan(run: Run) -> list[tuple[str, ModuleType, Work]]:
     factored = any(METHODS[method].factored for method in run.methods)
     return [
         ("tasks", data, singles),
+        ("heads", heads, singles if run.head != "zero_shot" else []),
         ("fine-tuning", tuned, singles),
         ("summaries", summary, singles),
         ("gradients", gradients, pairs if run.gradients_of_pairs else []),

@@ -15,11 +15,10 @@ from mergelib.metrics.registry import METRICS, published_metrics
 from mergelib.metrics.table import pairwise
 from mergelib.models.backbones import GLYPH_VIT
 from mergelib.models.recipe import OPTIMIZERS
-from mergelib.pipeline.keys import device, key, method_params, path, weights_digest
+from mergelib.pipeline.keys import content_of, device, key, method_params, path, weights_digest
 from mergelib.pipeline.loaded import one_thread
 from mergelib.pipeline.params import Run
 from mergelib.pipeline.task_data import stored_scores
-from mergelib.tasks import TASKS
 
 
 def metrics_table(store: Path, run: Run) -> pd.DataFrame:
@@ -69,7 +68,7 @@ def tasks_table(store: Path, run: Run) -> pd.DataFrame:
     """One row per task: sizes, classes, accuracies on the test split and on calibration."""
     rows = []
     for task in run.tasks:
-        row, scores = TASKS[task], stored_scores(store, run, task)
+        row, scores = run.row(task), stored_scores(store, run, task)
         rows.append(
             {
                 "task": task,
@@ -92,8 +91,9 @@ def meta(run: Run, made: dict[str, pd.DataFrame]) -> dict[str, Any]:
     """What the tables are of: source, backbone, optimizer, calibration, edition, digests."""
     recipe = asdict(run.finetune)
     del recipe["save_every"]  # which no number depends on
-    return {
-        "source": "glyph benchmark" if run.backbone == GLYPH_VIT else run.backbone,
+    glyphs = run.backbone == GLYPH_VIT and not run.given
+    return _of_given(run) | {
+        "source": "glyph benchmark" if glyphs else run.backbone,
         "name": run.name,
         "backbone": run.backbone,
         "optimizer": {"name": OPTIMIZERS[recipe.pop("optimizer")], **recipe},
@@ -114,3 +114,22 @@ def meta(run: Run, made: dict[str, pd.DataFrame]) -> dict[str, Any]:
             **{name: digest(table.to_csv(index=False)) for name, table in made.items()},
         },
     }
+
+
+def _of_given(run: Run) -> dict[str, Any]:
+    """What only runs have whose tasks are given, or whose heads are made of images."""
+    held: dict[str, Any] = {}
+    if run.given:
+        held["tasks"] = {
+            name: {
+                "source": run.row(name).source,
+                "licence": given.licence,
+                "content": content_of(run, name),
+            }
+            for name, given in run.given.items()
+        }
+    if run.head != "zero_shot":
+        held["head"] = {"kind": run.head, "split": run.head_split}
+    if run.image_size:
+        held["image_size"] = run.image_size
+    return held

@@ -51,14 +51,20 @@ class Task:
 
 
 @dataclass(frozen=True)
-class Source:
-    """How a task comes about: `make(rng, sizes)` gives images and labels per split name."""
+class Asked:
+    """What a task asks, and where its images come from."""
 
     name: str
     family: str
     source: str
     class_names: tuple[str, ...]
     templates: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Source(Asked):
+    """How a task comes about: `make(rng, sizes)` gives images and labels per split name."""
+
     make: Make
 
 

@@ -38,7 +38,7 @@ def side(store: Path, run: Run, pair: Sequence[str], method: str, which: int, si
     singles = _singles(singles_file(store, run, task, size))
     _, labels = pool(pool_file(store, run, task, size))
     found = (held["ab"[which]], singles["tuned"], singles["base"])
-    return per_image(*(Outputs(z, logits(z, head(run, task))) for z in found), labels)
+    return per_image(*(Outputs(z, logits(z, head(store, run, task))) for z in found), labels)
 
 
 @lru_cache(maxsize=64)

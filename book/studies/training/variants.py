@@ -84,6 +84,7 @@ def load(path: Path) -> Plan:
     number of steps without its control, and seeds that are both searched and judged.
     """
     plan: Plan = params.typed(Plan, read_yaml(path), str(path))
+    plan = replace(plan, run=plan.run.under(Path(path).parent))
     params.check(plan.run, f"{path}: run")
     plain = {variant.steps for variant in plan.controls()}
     for variant in plan.variants():

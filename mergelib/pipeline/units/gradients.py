@@ -9,7 +9,6 @@ from mergelib.pipeline.keys import path, places
 from mergelib.pipeline.loaded import encoder, one_thread
 from mergelib.pipeline.params import Run
 from mergelib.pipeline.task_data import ready
-from mergelib.tasks.registry import TASKS
 
 
 def make(store: Path, run: Run, first: str, second: str) -> Path:
@@ -21,7 +20,7 @@ def make(store: Path, run: Run, first: str, second: str) -> Path:
     with one_thread():
         data = [ready(store, run, task, "test") for task in pair]
         chosen = calibration([len(labels) for _, labels in data], run.pool_per_task)
-        classes = tuple(len(TASKS[task].class_names) for task in pair)
+        classes = tuple(len(run.row(task).class_names) for task in pair)
         sides = []
         for side, task in enumerate(pair):
             tuned = path(store, run, "tuned", task)

@@ -32,7 +32,7 @@ def make(store: Path, run: Run, task: str) -> Path:
         held = summarize(path(store, run, "base"), tuned, device(run))
         images, labels, index = pool(store, run)
         held["activation"] = mean_activation(visual, images, None, run.edition)
-        heads = [head(run, name) for name in run.tasks]
+        heads = [head(store, run, name) for name in run.tasks]
         if run.edition == "corrected":
             of_encoder, pixels = pool_gradients(visual, images, labels, heads, index)
             held |= {f"encoder_gradient/{name}": value for name, value in of_encoder.items()}

@@ -31,7 +31,7 @@ def make(store: Path, run: Run, task: str) -> Path:
         recipe, mixed = run.finetune, run.bfloat16
         try:
             state, log = train(
-                before, (images, labels), head(run, task), recipe, mixed, judged, kept
+                before, (images, labels), head(store, run, task), recipe, mixed, judged, kept
             )
         except MergelibError as error:
             raise MergelibError(f"task {task!r}: {error}") from None

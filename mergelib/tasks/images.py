@@ -1,13 +1,14 @@
 """Images of a task where a user keeps them, drawn by a seed and read only when they are drawn.
 
 A folder, flat or with a folder a class; with a CSV of file and label; `.npz` and `.safetensors` of
-uint8 `images` (N, 3, H, W) or (N, H, W, 3) and int `labels` (N,).
+uint8 `images` (N, 3, H, W) or (N, H, W, 3) and int `labels` (N,); other packed files in `packed`.
 """
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import BinaryIO
 from zipfile import BadZipFile
 
 import numpy as np
@@ -30,7 +31,7 @@ class Images:
     """Images of a task: `read(i)` gives one, `label` says where they lie.
 
     `labels` (N,) int64 are numbers of `classes`, in their order, or, without `classes`, rows of the
-    task's head. None: not known.
+    task's head. None: not known. `raw(i)` gives the bytes that an image is read from.
     """
 
     label: str
@@ -38,6 +39,11 @@ class Images:
     read: Callable[[int], Image.Image]
     labels: np.ndarray | None = None
     classes: tuple[str, ...] = ()
+    raw: Callable[[int], bytes] | None = None
+
+    def content(self, i: int) -> bytes:
+        """The bytes of an image: as they lie there, or its pixels."""
+        return self.raw(i) if self.raw else self.read(i).tobytes()
 
     def under(self, names: Sequence[str]) -> "Images":
         """The same with labels that count the classes of a head, in its order.
@@ -88,9 +94,15 @@ def find_images(path: Path | str, labels: Path | str | None = None) -> Images:
             f"{path} holds images ({beside[0].name}, …) beside folders of images "
             f"({min(parents)}, …): keep all of them in folders of classes, or none"
         )
-    classes = tuple(sorted(parents))
+    classes = in_order(parents)
     numbers = [classes.index(file.relative_to(path).parts[0]) for file in files]
     return _of_files(path, files, np.array(numbers, dtype=np.int64), classes)
+
+
+def in_order(names: Iterable[str]) -> tuple[str, ...]:
+    """Names of classes, each once, sorted; numbers by their value."""
+    found = sorted(set(names))
+    return tuple(sorted(found, key=int) if all(name.isdecimal() for name in found) else found)
 
 
 def _files(path: Path) -> list[Path]:
@@ -105,19 +117,27 @@ def _of_files(
     labels: np.ndarray | None = None,
     classes: tuple[str, ...] = (),
 ) -> Images:
-    return Images(str(path), len(files), lambda i: _decoded(files[i]), labels, classes)
+    return Images(
+        str(path),
+        len(files),
+        lambda i: decoded(files[i], str(files[i])),
+        labels,
+        classes,
+        lambda i: files[i].read_bytes(),
+    )
 
 
-def _decoded(file: Path) -> Image.Image:
+def decoded(file: Path | BinaryIO, label: str) -> Image.Image:
+    """A picture of an image file. Raises MergelibError, naming it, for what is none."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of metadata that no pixel depends on
             with Image.open(file) as held:
                 return held.convert("RGB")
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        reason = " ".join(str(error).split()).replace(str(file), "the file")
+        reason = " ".join(str(error).split()).replace(label, "the file")
         raise MergelibError(
-            f"image {file} cannot be read ({reason}): write it again, or take it out"
+            f"image {label} cannot be read ({reason}): write it again, or take it out"
         ) from None
 
 
@@ -146,7 +166,7 @@ def _listed(path: Path, files: Sequence[Path], labels: Path) -> Images:
 
 
 def _arrays(path: Path) -> Images:
-    held = _of_npz(path) if path.suffix == ".npz" else _of_safetensors(path)
+    held = arrays_of(path) if path.suffix == ".npz" else _of_safetensors(path)
     prefix = "" if "images" in held else SPLIT
     if f"{prefix}images" not in held:
         raise MergelibError(f"{path} holds {', '.join(held)}, no `images`: name the array so")
@@ -173,7 +193,10 @@ def _arrays(path: Path) -> Images:
     )
 
 
-def _of_npz(path: Path) -> dict[str, np.ndarray]:
+def arrays_of(path: Path) -> dict[str, np.ndarray]:
+    """The arrays of an .npz. Raises MergelibError, naming it, where it cannot be read."""
+    if not path.is_file():
+        raise MergelibError(f"{path} is missing: check the path")
     try:
         with np.load(path, allow_pickle=False) as file:
             return {name: file[name] for name in file.files}
@@ -207,6 +230,21 @@ def draw(images: Images, n: int, seed: int = 0) -> np.ndarray:
         here = np.flatnonzero(of == which)
         rounds[here], ranks[here] = np.arange(len(here)), rank
     return order[np.lexsort((ranks, rounds))][:n]
+
+
+def fitted(picture: Image.Image, size: int) -> np.ndarray:
+    """A picture as uint8 (3, size, size): short side resized to it, bicubic, then a centre crop.
+
+    Source: Radford et al. 2021 (CLIP), its released code's `_transform`.
+    """
+    width, height = picture.size
+    short = min(width, height)
+    wide, high = size * width // short, size * height // short
+    if (wide, high) != (width, height):
+        picture = picture.resize((wide, high), Image.Resampling.BICUBIC)
+    left, top = round((wide - size) / 2), round((high - size) / 2)
+    cut = picture.crop((left, top, left + size, top + size))
+    return np.asarray(cut).transpose(2, 0, 1)
 
 
 def pixels(images: Images, chosen: Sequence[int] | np.ndarray, transform: Transform) -> Tensor:
