@@ -10,7 +10,7 @@ from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 from torch.nn.functional import cross_entropy, normalize
 
-from mergelib.core.errors import MergelibError
+from mergelib.core.errors import MergelibError, tell
 
 if TYPE_CHECKING:  # it asks for open_clip, which a head that is given does without
     from mergelib.models.backbones import Backbone
@@ -42,10 +42,11 @@ def prototypes(features: Tensor, labels: Tensor, n_classes: int) -> Tensor:
     """Head (C, d) float32 of class means: w_c = s · normalize(mean over class c of normalize(z)).
 
     features z (N, d) of the base, labels (N,). s in [1, 100] has the least mean cross-entropy of
-    these images (a temperature, Guo et al. 2017, arXiv 1706.04599). Raises MergelibError for a
-    class without an image. Source: Snell et al. 2017, Prototypical networks, arXiv 1703.05175.
+    these images (a temperature, Guo et al. 2017, arXiv 1706.04599). A class without an image has
+    w = 0, which is told. Source: Snell et al. 2017, Prototypical networks, arXiv 1703.05175.
     """
-    _check_classes(labels, n_classes)
+    if absent := _absent(labels, n_classes):
+        tell([f"no image of class {absent[0]} of {n_classes} to make a head of: it scores 0"])
     unit = normalize(features.double(), dim=-1)
     sums = unit.new_zeros(n_classes, unit.shape[1]).index_add(0, labels, unit)
     means = normalize(sums, dim=-1)
@@ -63,20 +64,19 @@ def probe(features: Tensor, labels: Tensor, n_classes: int) -> Tensor:
 
     features z (N, d) of the base, labels (N,). Raises MergelibError for a class without an image.
     """
-    _check_classes(labels, n_classes)
+    if absent := _absent(labels, n_classes):
+        raise MergelibError(
+            f"class {absent[0]} of {n_classes} has none of the {len(labels)} images that a probe is "
+            "fitted on: give more images, or `head_split: train`"
+        )
     unit = normalize(features.double(), dim=-1).numpy()
     fit = LogisticRegression(C=INVERSE_PENALTY, fit_intercept=False, max_iter=1000)
     weight = torch.from_numpy(fit.fit(unit, labels.numpy()).coef_).float()
     return torch.cat([-weight, weight]) / 2 if n_classes == 2 else weight  # scikit-learn gives one
 
 
-def _check_classes(labels: Tensor, n_classes: int) -> None:
-    absent = set(range(n_classes)) - set(labels.tolist())
-    if absent:
-        raise MergelibError(
-            f"class {min(absent)} of {n_classes} has none of the {len(labels)} images that a head "
-            "is made of: give more images, or `head_split: train`"
-        )
+def _absent(labels: Tensor, n_classes: int) -> list[int]:
+    return sorted(set(range(n_classes)) - set(labels.tolist()))
 
 
 def logits(features: Tensor, head: Tensor) -> Tensor:
