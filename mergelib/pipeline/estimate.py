@@ -171,5 +171,9 @@ def _seconds(work: Callable[[], object], clock: Callable[[], float] = time.proce
 
 
 def _told(parts: Mapping[str, float], unit: float, name: str) -> str:
-    each = ", ".join(f"{what} {value / unit:.2g}" for what, value in parts.items() if value)
-    return f"{sum(parts.values()) / unit:.2g} {name} ({each})"
+    each = ", ".join(f"{what} {_short(value / unit)}" for what, value in parts.items() if value)
+    return f"{_short(sum(parts.values()) / unit)} {name} ({each})"
+
+
+def _short(value: float) -> str:
+    return f"{value:,.0f}" if value >= 10 else f"{value:.2g}"
