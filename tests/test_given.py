@@ -16,7 +16,7 @@ from mergelib.pipeline import estimate, keys, params
 from mergelib.pipeline.run import execute
 from mergelib.published import released
 from mergelib.tasks.cached import write_splits
-from mergelib.tasks.given import content, dealt, opened, read_given, row, words
+from mergelib.tasks.given import content, dealt, look_again, opened, read_given, row, words
 from mergelib.tasks.images import fitted
 
 SIZES = {"train": 50, "calibration": 10, "test": 40}
@@ -168,6 +168,7 @@ def test_the_cache_holds_the_splits_and_is_named_by_their_content(folder, tmp_pa
     moved = given(folder=str(tmp_path / "elsewhere"))
     assert content(moved, SIZES, 0) == before != content(task, SIZES, 1)
     picture(np.random.default_rng(9), (1, 2, 3)).save(tmp_path / "elsewhere" / "red" / "0.png")
+    look_again()
     assert content(moved, SIZES, 0) != before
 
 

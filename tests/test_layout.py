@@ -6,7 +6,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 LIBRARY = ROOT / "mergelib"
-LINES, OF_A_FILE, OF_A_FUNCTION = 21_400, 350, 60
+LINES, OF_A_FILE, OF_A_FUNCTION = 21_600, 350, 60
 
 
 def sources() -> dict[str, str]:

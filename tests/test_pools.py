@@ -75,7 +75,7 @@ def test_random_heads_are_a_new_linear_layers(run, store):
 def test_halves_share_no_image(run, store):
     first, second = (calibration_pools.half(store, run, 8, draw) for draw in (0, 1))
     assert first[2].tolist() == [0] * 4 + [1] * 4 + [2] * 4  # a half holds four
-    whole = [task_data.ready(store, run, task, "calibration")[0] for task in run.tasks]
+    whole = [task_data.ready(store, run, task, "calibration")[0][:] for task in run.tasks]
     for i, images in enumerate(whole):
         both = torch.cat([part[0][part[2] == i] for part in (first, second)])
         assert torch.equal(both, images)

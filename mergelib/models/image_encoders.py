@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from contextlib import ExitStack
 from functools import cache
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -80,7 +79,9 @@ def _fill(visual: Any, path: Path, classifier: str | Sequence[str]) -> None:
     state = {n: tensor for n, tensor in state.items() if not n.startswith(ends)}
     own, held = visual.state_dict().get("pos_embed"), state.get("pos_embed")
     if own is not None and held is not None and own.shape != held.shape:
-        state["pos_embed"] = import_module("timm.layers").resample_abs_pos_embed(
+        from timm.layers import resample_abs_pos_embed
+
+        state["pos_embed"] = resample_abs_pos_embed(
             held.float(),
             visual.patch_embed.grid_size,
             num_prefix_tokens=visual.num_prefix_tokens,
@@ -91,8 +92,9 @@ def _fill(visual: Any, path: Path, classifier: str | Sequence[str]) -> None:
 @cache
 def _timm() -> Any:
     try:
-        return import_module("timm")
+        import timm
     except ImportError:
         raise MergelibError(
             "this backbone is run by timm, which is missing: pip install 'mergelib[clip]'"
         ) from None
+    return timm

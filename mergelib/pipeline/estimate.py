@@ -21,14 +21,14 @@ from mergelib.tasks.given import dealt, opened
 from mergelib.tasks.registry import SPLITS
 
 BATCH = 8  # images that a speed is measured with
-BLOCK = ".0."  # in the names of the first block's tensors, which merges are timed on
+BLOCK = ".0."  # in the names of the first block's tensors
 
 
 def estimate(run: Run, jobs: int = 0) -> Iterator[str]:
     """Lines for a person, the missing last; nothing is fetched or written.
 
     Sizes are upper bounds for tasks that are not there or not given. Times are those of this
-    machine, of one batch and of merges of one block under random weights; reading images is not
+    machine, of one batch and of merges of one matrix, under random weights; reading images is not
     in them.
     """
     jobs = jobs or workers(run)
@@ -142,19 +142,22 @@ def _step(visual: torch.nn.Module, features: Tensor) -> float:
 
 
 def _merging(run: Run, backbone: Backbone, method: str) -> float:
-    """Seconds of a pair's merge, in proportion to one block's, without factors kept before."""
-    whole = backbone.visual_state()
-    block = {name: tensor for name, tensor in whole.items() if BLOCK in name} or whole
-    share = sum(t.numel() for t in block.values()) / sum(t.numel() for t in whole.values())
+    """Seconds of a pair's merge, in proportion to that of a block's least matrix.
+
+    Without factors kept before. A decomposition costs as much an entry in all of a block.
+    """
+    matrices = {n: t for n, t in backbone.visual_state().items() if t.ndim == 2}
+    name = min(matrices, key=lambda n: (BLOCK not in n, matrices[n].numel()))
+    share = matrices[name].numel() / sum(t.numel() for t in matrices.values())
     draws = torch.Generator().manual_seed(0)
-    models = [
-        {n: t + 0.01 * torch.randn(t.shape, generator=draws) for n, t in block.items()}
-        for _ in range(2)
-    ]
+    base, *models = (
+        {name: 0.01**k * torch.randn(matrices[name].shape, generator=draws)} for k in (0, 1, 1)
+    )
+    models = [{name: base[name] + model[name]} for model in models]
     params = method_params(run, method)
     if "weights" in params and params["weights"] is None:
         params["weights"] = [0.5, 0.5]
-    return _seconds(lambda: merge(block, models, method, run.seed, **params)) / share
+    return _seconds(lambda: merge(base, models, method, run.seed, **params)) / share
 
 
 def _seconds(work: Callable[[], object], clock: Callable[[], float] = time.process_time) -> float:
@@ -168,5 +171,9 @@ def _seconds(work: Callable[[], object], clock: Callable[[], float] = time.proce
 
 
 def _told(parts: Mapping[str, float], unit: float, name: str) -> str:
-    each = ", ".join(f"{what} {value / unit:.2g}" for what, value in parts.items() if value)
-    return f"{sum(parts.values()) / unit:.2g} {name} ({each})"
+    each = ", ".join(f"{what} {_short(value / unit)}" for what, value in parts.items() if value)
+    return f"{_short(sum(parts.values()) / unit)} {name} ({each})"
+
+
+def _short(value: float) -> str:
+    return f"{value:,.0f}" if value >= 10 else f"{value:.2g}"

@@ -14,10 +14,10 @@ from mergelib.merging.registry import METHODS, preset
 from mergelib.metrics.registry import METRICS
 from mergelib.models.backbones import GLYPH_VIT, WEIGHTS, pixels_of
 from mergelib.models.rules import RULES
-from mergelib.pipeline.params import Run, Sizes
+from mergelib.pipeline.params import Run
 from mergelib.pipeline.sources import code_behind, code_of
 from mergelib.tasks import TASKS
-from mergelib.tasks.given import Given, content
+from mergelib.tasks.given import content
 
 UNITS = "mergelib.pipeline.units"  # one module a station
 JSON = ("merged", "gradients")  # stations whose artifacts are numbers
@@ -159,13 +159,7 @@ def weights_digest(backbone: str, weights: str) -> str:
 
 def content_of(run: Run, task: str) -> str:
     """Digest of a given task's images and labels. Raises MergelibError where they are not there."""
-    given = run.given[task]
-    return given.pinned or _content(given, run.sizes, run.seed)
-
-
-@lru_cache(maxsize=64)
-def _content(given: Given, sizes: Sizes, seed: int) -> str:
-    return content(given, asdict(sizes), seed)
+    return content(run.given[task], asdict(run.sizes), run.seed)
 
 
 def pinned(run: Run) -> Run:

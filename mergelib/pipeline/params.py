@@ -18,7 +18,7 @@ from mergelib.models.image_encoders import TIMM
 from mergelib.models.recipe import Recipe, complaints
 from mergelib.models.rules import RULES
 from mergelib.tasks import TASKS
-from mergelib.tasks.given import Given, read_given, row, under
+from mergelib.tasks.given import Given, look_again, read_given, row, under
 from mergelib.tasks.registry import Asked
 
 MOST_IMAGES = 10**6  # of a task's split, which is held in memory
@@ -99,6 +99,7 @@ def load(path: Path) -> Run:
     Raises MergelibError naming the file and the first key that is unknown, missing, of the wrong
     type, or out of range, and names of tasks, methods and metrics that are not registered.
     """
+    look_again()
     held, folder = read_yaml(path), Path(path).parent
     if isinstance(held.get("tasks"), str):  # a file that several share
         held["tasks"] = read_yaml(folder / held["tasks"]).get("tasks")

@@ -200,8 +200,13 @@ def proportional(images: Images, rng: np.random.Generator) -> np.ndarray:
 
 def content(given: Given, sizes: Mapping[str, int], seed: int) -> str:
     """Digest of the images that a task's splits hold and of their labels, wherever they lie."""
+    return given.pinned or _content(given, tuple(sizes.items()), seed)
+
+
+@lru_cache(maxsize=64)
+def _content(given: Given, sizes: tuple[tuple[str, int], ...], seed: int) -> str:
     found = []
-    for split, (images, chosen) in dealt(given, sizes, seed).items():
+    for split, (images, chosen) in dealt(given, dict(sizes), seed).items():
         hashes = list(threaded(partial(_hashed, images), chosen))
         assert images.labels is not None
         found.append((split, images.labels[chosen], hashes))
@@ -210,3 +215,9 @@ def content(given: Given, sizes: Mapping[str, int], seed: int) -> str:
 
 def _hashed(images: Images, i: int) -> str:
     return xxhash.xxh3_128_hexdigest(images.content(int(i)))
+
+
+def look_again() -> None:
+    """Forget what sources held: files may have changed since."""
+    for kept in (opened, words, _content):
+        kept.cache_clear()
