@@ -66,8 +66,8 @@ def probe(features: Tensor, labels: Tensor, n_classes: int) -> Tensor:
     """
     if absent := _absent(labels, n_classes):
         raise MergelibError(
-            f"class {absent[0]} of {n_classes} has none of the {len(labels)} images that a probe is "
-            "fitted on: give more images, or `head_split: train`"
+            f"class {absent[0]} of {n_classes} has none of the {len(labels)} images that a probe "
+            "is fitted on: give more images, or `head_split: train`"
         )
     unit = normalize(features.double(), dim=-1).numpy()
     fit = LogisticRegression(C=INVERSE_PENALTY, fit_intercept=False, max_iter=1000)

@@ -32,8 +32,8 @@ def make_pool(store: Path, run: Run, task: str, size: int) -> Path:
 
     First the run's own calibration split, then those of the same task under other seeds, without
     any image of the run's training or test split or of the pool. What a source does not have it
-    does not give: the pool is as small as that. Of a task that was given by a file, no more than the
-    calibration split.
+    does not give: the pool is as small as that. Of a task that a parameter file gives: no more
+    than the calibration split.
     """
     file = pool_file(store, run, task, size)
     if file.is_file():
