@@ -85,6 +85,20 @@ def test_a_killed_worker_changes_no_byte_and_costs_no_finished_unit(given, tmp_p
     assert bars(err) == {label: (total, total) for label, total in ends.items()}
 
 
+@pytest.mark.slow
+def test_an_interrupt_ends_all_with_one_line(given, tmp_path):
+    """Ctrl-C at a terminal reaches every process of the group."""
+    words = command(given[0], tmp_path, "local:2")
+    running = subprocess.Popen(words, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    while running.poll() is None and not list((tmp_path / "store").glob("data/*")):
+        time.sleep(0.02)
+    os.killpg(running.pid, signal.SIGINT)
+    err = running.communicate(timeout=300)[1]
+    assert running.returncode == 130, err
+    assert "Traceback" not in err and "Error" not in err
+    assert err.endswith("mergelib: interrupted; the same command goes on from here\n")
+
+
 @pytest.fixture(scope="module")
 def two():
     """Two worker processes of this machine."""

@@ -9,7 +9,7 @@ import logging
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -71,12 +71,11 @@ def _processes(count: int, gpus: bool) -> Iterator[Any]:
         workers[i] = {"cls": distributed.Nanny, "options": options | env}
     address = {"host": "127.0.0.1", "port": 0, "dashboard": False}
     scheduler = {"cls": distributed.Scheduler, "options": address}
-    with (
-        for_us_alone(),
-        distributed.SpecCluster(workers, scheduler, **quiet) as made,
-        distributed.Client(made) as client,
-    ):
-        client.wait_for_workers(1, timeout=SECONDS * 3)
+    with ExitStack() as held:
+        with for_us_alone():  # those started later too, by a thread that is started here
+            made = held.enter_context(distributed.SpecCluster(workers, scheduler, **quiet))
+            client = held.enter_context(distributed.Client(made))
+        client.wait_for_workers(1, timeout=3 * SECONDS)
         yield client
 
 
