@@ -52,8 +52,8 @@ def started(folder: Path) -> multiprocessing.Process:
 def at_work_in(store: Path) -> str:
     """The station that a run is in: that of its last file, or after it."""
     held = [file for file in store.glob("*/*") if not file.name.startswith(".")]
-    last = max(held, key=lambda file: file.stat().st_mtime, default=store / "nothing" / "")
-    return last.parent.name
+    last = max(held, key=lambda file: file.stat().st_mtime, default=None)
+    return last.parent.name if last else "nothing"
 
 
 def kill_runs(count: int, rng: random.Random, expected: list[bytes], seconds: float) -> Counter:

@@ -143,6 +143,38 @@ def test_units_of_one_process_wait_for_each_other():
     assert most == [1, 1, 1, 1]
 
 
+def test_processes_share_out_the_gpus_that_are_shown(monkeypatch):
+    def names():
+        return [each.get("env", {}).get("CUDA_VISIBLE_DEVICES") for each in cluster._gpus()]
+
+    for count, shown, expected in (
+        (0, None, [None]),
+        (1, "3", [None]),
+        (2, None, ["0", "1"]),
+        (2, "4,6", ["4", "6"]),
+    ):
+        monkeypatch.setattr(cluster.torch.cuda, "device_count", lambda count=count: count)
+        monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+        if shown:
+            monkeypatch.setenv("CUDA_VISIBLE_DEVICES", shown)
+        assert names() == expected
+
+
+@pytest.mark.slow
+def test_a_scheduler_that_goes_is_named(given, tmp_path):
+    options = {"n_workers": 1, "threads_per_worker": 1, "dashboard_address": None}
+    workers = distributed.LocalCluster(memory_limit=None, silence_logs=50, **options)
+    address = workers.scheduler_address.replace("tcp://", "dask://")
+    with (
+        pytest.raises(MergelibError, match="scheduler has gone"),
+        cluster.spread(address, 0, gpus=False) as over,
+    ):
+        results = over([(time.sleep, (seconds,)) for seconds in (0, 60)])
+        next(results)
+        workers.close()
+        list(results)
+
+
 REFUSED = {
     "slurm://here": "is no address: give local:N",
     "local:": "is no address",

@@ -5,7 +5,9 @@ clients are used: joblib's Dask backend (1.6) waits for ever on a unit whose wor
 and runs the units of a cluster of one worker in the process that asks for them.
 """
 
+import itertools
 import logging
+import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
@@ -22,6 +24,7 @@ Units = Sequence[Unit]
 Spread = Callable[[Units], Iterator[object]]
 ADDRESSES = "local:N, dask://host:port or ray://host:port"
 SECONDS = 20  # for a scheduler to answer, and for a first worker to be there
+WAITS = 9  # times that, for a worker to come back where all have gone
 TRIES = 3  # with other workers, after the one that a unit was lost with
 _alone = threading.Lock()  # units of one process share its models, and its threads would mix them
 
@@ -41,10 +44,10 @@ def spread(cluster: str, jobs: int, gpus: bool) -> Iterator[Spread]:
         raise MergelibError("a cluster has its own number of workers: leave out --jobs")
     if kind == "local" and rest.isdecimal() and int(rest) > 0:
         with _processes(int(rest), gpus) as here:
-            yield lambda units: _dask(here, units)
+            yield lambda units: _dask(*here, units)
     elif kind == "dask" and rest.strip("/"):
         with _scheduler(f"tcp://{rest.strip('/')}", cluster) as there:
-            yield lambda units: _dask(there, units)
+            yield lambda units: _dask(there, lambda: None, units)
     elif kind == "ray" and rest.strip("/"):
         with _ray_at(cluster, gpus) as remote:
             yield lambda units: _ray(remote, units)
@@ -59,24 +62,42 @@ def alone(unit: Callable, *given: Any) -> None:
 
 
 @contextmanager
-def _processes(count: int, gpus: bool) -> Iterator[Any]:
-    """Dask's client of processes of this machine."""
+def _processes(count: int, gpus: bool) -> Iterator[tuple[Any, Callable[[], None]]]:
+    """Dask's client of processes of this machine, and what starts those anew that are missing."""
     distributed = _package("distributed", "dask")
-    seen = torch.cuda.device_count() if gpus else 0
+    dask = _package("dask", "dask")
     quiet = {"silence_logs": logging.CRITICAL}  # a killed worker is no news
     options = {"nthreads": 1, "memory_limit": None, **quiet}
     workers = {}
-    for i in range(count):
-        env = {"env": {"CUDA_VISIBLE_DEVICES": str(i % seen)}} if seen > 1 else {}
-        workers[i] = {"cls": distributed.Nanny, "options": options | env}
-    address = {"host": "127.0.0.1", "port": 0, "dashboard": False}
+    for i, gpu in zip(range(count), itertools.cycle(_gpus() if gpus else [{}]), strict=False):
+        workers[i] = {"cls": distributed.Nanny, "options": options | gpu}
+    # no fixed port of the scheduler's pages, which another run may hold
+    address = {"host": "127.0.0.1", "port": 0, "dashboard_address": "127.0.0.1:0"}
+    address |= {"dashboard": False}
     scheduler = {"cls": distributed.Scheduler, "options": address}
     with ExitStack() as held:
+        # Processes that come back later than this are given up; 15 s are few on a busy machine.
+        late = {"distributed.deploy.lost-worker-timeout": f"{WAITS * SECONDS / 2}s"}
+        held.enter_context(dask.config.set(late))
         with for_us_alone():  # those started later too, by a thread that is started here
-            made = held.enter_context(distributed.SpecCluster(workers, scheduler, **quiet))
+            try:
+                made = held.enter_context(distributed.SpecCluster(workers, scheduler, **quiet))
+            except (OSError, RuntimeError) as error:
+                raise MergelibError(
+                    f"cluster local:{count}: its processes do not start ({error}): give fewer"
+                ) from None
             client = held.enter_context(distributed.Client(made))
-        client.wait_for_workers(1, timeout=3 * SECONDS)
-        yield client
+        yield client, lambda: made.scale(count)
+
+
+def _gpus() -> list[dict[str, Any]]:
+    """What shows a process one GPU each, where there are several; nothing where there are not."""
+    count = torch.cuda.device_count()
+    if count < 2:
+        return [{}]
+    shown = os.environ.get("CUDA_VISIBLE_DEVICES")
+    names = shown.split(",") if shown else [str(i) for i in range(count)]
+    return [{"env": {"CUDA_VISIBLE_DEVICES": name}} for name in names[:count]]
 
 
 @contextmanager
@@ -99,14 +120,28 @@ def _scheduler(address: str, cluster: str) -> Iterator[Any]:
         yield client
 
 
-def _dask(client: Any, units: Units) -> Iterator[object]:
+def _dask(client: Any, mend: Callable[[], None], units: Units) -> Iterator[object]:
     distributed = _package("distributed", "dask")
-    asked = [client.submit(alone, unit, *given, pure=False) for unit, given in units]
-    for future in distributed.as_completed(asked, raise_errors=False):
+    left = {client.submit(alone, unit, *given, pure=False) for unit, given in units}
+    waited = 0  # for any worker to be there
+    while left:
         try:
-            yield future.result()
-        except distributed.KilledWorker as error:
-            raise BrokenProcessPool from error
+            ready, left = distributed.wait(left, SECONDS, "FIRST_COMPLETED")
+        except TimeoutError:
+            mend()
+            waited = 0 if client.scheduler_info()["workers"] else waited + 1
+            if waited > WAITS:
+                raise BrokenProcessPool from None
+            continue
+        except distributed.CancelledError:
+            raise MergelibError(
+                "the cluster's scheduler has gone: start it, and give the same command again"
+            ) from None
+        for future in ready:
+            try:
+                yield future.result()
+            except distributed.KilledWorker as error:
+                raise BrokenProcessPool from error
 
 
 @contextmanager

@@ -179,7 +179,8 @@ def each(label: str, units: Units, jobs: int, over: Spread | None = None) -> Non
             pass
     except BrokenProcessPool:
         raise MergelibError(
-            f"{label}: a worker was killed, perhaps for want of memory: give fewer --jobs"
+            f"{label}: a worker was killed, perhaps for want of memory: give fewer --jobs, or a "
+            "cluster's workers more memory"
         ) from None
 
 
