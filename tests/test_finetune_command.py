@@ -1,10 +1,13 @@
 """`mergelib finetune`: one task, its log, several seeds, and what is refused."""
 
+import numpy as np
 import pytest
 import yaml
+from PIL import Image
 
 from mergelib.cli import main
 from mergelib.core.store import load_tensors, read_json, read_table
+from mergelib.models.backbones import load
 from mergelib.models.progress import LOG
 from mergelib.pipeline import params
 from mergelib.pipeline.keys import path
@@ -55,6 +58,22 @@ REFUSED = {
     "patience=2": "give finetune.validate_every",
     "save_every=-1": "must be 0 or more",
 }
+
+
+def test_a_folder_of_one_s_own(words, tmp_path, capsys):
+    rng = np.random.default_rng(0)
+    for k in range(40):
+        file = tmp_path / "shapes" / ("dots", "bars")[k % 2] / f"{k}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(file)
+    own = RUN | {"tasks": [{"name": "shapes", "folder": "shapes"}, "digits"], "head": "prototypes"}
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(own))
+    words[-1] = "shapes"
+    assert main([*words, "--set", "augment=crop", "validate_every=1"]) == 0
+    assert "of 10 test images" in capsys.readouterr().out
+    before = load("glyph-vit").visual_state()
+    after = load_tensors(tmp_path / "o" / "shapes-0.safetensors")
+    assert set(after) == set(before) and any((after[n] != before[n]).any() for n in before)
 
 
 @pytest.mark.parametrize("change", REFUSED)

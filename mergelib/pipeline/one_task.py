@@ -13,7 +13,7 @@ from mergelib.core.store import read_json
 from mergelib.pipeline.keys import path
 from mergelib.pipeline.params import Run
 from mergelib.pipeline.run import workplace
-from mergelib.pipeline.units import data, tuned
+from mergelib.pipeline.units import data, heads, tuned
 
 SUFFIXES = (".safetensors", ".json", ".csv")  # checkpoint, accuracies, log
 
@@ -37,6 +37,8 @@ def finetuned(
     runs = {seed: replace(run, finetune=replace(run.finetune, seed=seed)) for seed in seeds}
     with workplace(run, store, jobs, cluster) as do:
         do("tasks", data, [(run, (task,))])
+        if run.head != "zero_shot":
+            do("heads", heads, [(run, (task,))])
         do("fine-tuning", tuned, [(each, (task,)) for each in runs.values()])
     lines = []
     for seed, each in runs.items():
