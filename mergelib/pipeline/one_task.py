@@ -12,7 +12,7 @@ from mergelib.core.registry import unknown
 from mergelib.core.store import read_json
 from mergelib.pipeline.keys import path
 from mergelib.pipeline.params import Run
-from mergelib.pipeline.run import workplace
+from mergelib.pipeline.run import plan, workplace
 from mergelib.pipeline.units import data, heads, tuned
 
 SUFFIXES = (".safetensors", ".json", ".csv")  # checkpoint, accuracies, log
@@ -36,9 +36,9 @@ def finetuned(
         raise MergelibError(unknown("task of the run", task, run.tasks))
     runs = {seed: replace(run, finetune=replace(run.finetune, seed=seed)) for seed in seeds}
     with workplace(run, store, jobs, cluster) as do:
-        do("tasks", data, [(run, (task,))])
-        if run.head != "zero_shot":
-            do("heads", heads, [(run, (task,))])
+        for label, station, work in plan(run):
+            if station in (data, heads) and (task,) in work:
+                do(label, station, [(run, (task,))])
         do("fine-tuning", tuned, [(each, (task,)) for each in runs.values()])
     lines = []
     for seed, each in runs.items():

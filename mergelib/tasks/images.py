@@ -4,6 +4,7 @@ A folder, flat or with a folder a class; with a CSV of file and label; `.npz` an
 uint8 `images` (N, 3, H, W) or (N, H, W, 3) and int `labels` (N,); other packed files in `packed`.
 """
 
+import io
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -97,6 +98,18 @@ def find_images(path: Path | str, labels: Path | str | None = None) -> Images:
     classes = in_order(parents)
     numbers = [classes.index(file.relative_to(path).parts[0]) for file in files]
     return _of_files(path, files, np.array(numbers, dtype=np.int64), classes)
+
+
+def encoded(
+    where: str, raw: Callable[[int], bytes], labels: Iterable[int], classes: tuple[str, ...]
+) -> Images:
+    """Images whose bytes `raw(i)` are files of pictures, a label each; `where` names them."""
+    numbers = np.asarray(labels, dtype=np.int64)
+
+    def read(i: int) -> Image.Image:
+        return decoded(io.BytesIO(raw(i)), f"{i} of {where}")
+
+    return Images(where, len(numbers), read, numbers, classes, raw)
 
 
 def in_order(names: Iterable[str]) -> tuple[str, ...]:

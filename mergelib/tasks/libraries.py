@@ -1,7 +1,6 @@
 """Images that data set libraries hold: datasets of Hugging Face, torchvision's own."""
 
 import inspect
-import io
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -13,7 +12,7 @@ from PIL import Image
 
 from mergelib.core.documents import one_line
 from mergelib.core.errors import MergelibError
-from mergelib.tasks.images import Images, decoded, in_order
+from mergelib.tasks.images import Images, encoded, in_order
 from mergelib.tasks.sources import Opened, Place, form
 
 SAVED = ("dataset_dict.json", "dataset_info.json")  # in a folder that save_to_disk wrote
@@ -96,15 +95,7 @@ def _of_split(held: Any, place: Place, split: str) -> Images:
         cell = held[i][image]
         return cell["bytes"] or Path(cell["path"]).read_bytes()
 
-    where = f"{place.at} {split}".strip()
-    return Images(
-        where,
-        len(held),
-        lambda i: decoded(io.BytesIO(raw(i)), f"{i} of {where}"),
-        np.asarray(values, dtype=np.int64),
-        names,
-        raw,
-    )
+    return encoded(f"{place.at} {split}".strip(), raw, values, names)
 
 
 def _first(columns: Any, kind: type) -> str:

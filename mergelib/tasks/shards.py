@@ -1,14 +1,11 @@
 """Images in tar files with a label beside each: the layout of WebDataset, read at random."""
 
-import io
 import tarfile
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
-
 from mergelib.core.errors import MergelibError
-from mergelib.tasks.images import SUFFIXES, Images, decoded, in_order
+from mergelib.tasks.images import SUFFIXES, Images, encoded, in_order
 from mergelib.tasks.sources import Opened, Place, form
 
 LABELS = (".cls", ".txt")  # a number, or the name of a class
@@ -54,14 +51,7 @@ def read_shards(files: Sequence[Path]) -> Images:
             handle.seek(offset)
             return handle.read(size)
 
-    return Images(
-        where,
-        len(held),
-        lambda i: decoded(io.BytesIO(raw(i)), f"{i} of {where}"),
-        np.array(labels, dtype=np.int64),
-        classes,
-        raw,
-    )
+    return encoded(where, raw, labels, classes)
 
 
 def _index(file: Path) -> list[tuple[Path, int, int, str]]:

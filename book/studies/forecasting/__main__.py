@@ -66,7 +66,7 @@ def probe(args: argparse.Namespace) -> None:
     with locked(args.store):
         probe_world(run, args.store, args.pool, args.jobs)
         tables = tables_of(run, args.store, args.tables, args.pool)
-    write_world(args.to, run.name, tables, meta_of(run, args.pool))
+    write_world(args.to, run.name, tables, meta_of(run, args.tables, args.pool))
 
 
 def fit(args: argparse.Namespace, bank: Bank) -> None:

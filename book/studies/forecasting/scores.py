@@ -40,20 +40,45 @@ def errors(bank: Bank, forecasts: Mapping[str, np.ndarray], sizes: Sequence[int]
     return pd.DataFrame(rows, columns=names)
 
 
-def by_pair(bank: Bank, found: Outcome, which: str, size: int, scored: Score) -> list:
+def by_pair(
+    bank: Bank,
+    found: Outcome,
+    which: str,
+    size: int,
+    scored: Score,
+    methods: Sequence[int] | None = None,
+) -> list:
     """What `scored` makes of a pair's forecasts (R,), a method's spread and shape: P by M of it.
 
     `which`: "mean" or "worse"; spread and shape are those of the pair's fold at its own images.
+    `methods`: where the calibrations have the bank's; None: at the same places.
     """
+    places = range(len(bank.methods)) if methods is None else methods
     inverse_n = (1 / bank.images[:, :, size]).mean(axis=1)
     made = getattr(found, which)[..., size]
     rows = []
     for k, calibration in enumerate(found.calibration):
         errors = getattr(calibration, which)
         shape = errors.shape(inverse_n[k])
-        spreads = [errors.spread(m, inverse_n[k]) for m in range(len(bank.methods))]
+        spreads = [errors.spread(m, inverse_n[k]) for m in places]
         rows.append([scored(k, m, made[k, m], s, shape) for m, s in enumerate(spreads)])
     return rows
+
+
+def inside(
+    bank: Bank, found: Outcome, size: int, level: float, methods: Sequence[int] | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """(P, M) each: the share of draws whose interval holds the outcome, and its width.
+
+    `methods` as in `by_pair`.
+    """
+
+    def held(k, m, made, spread, shape):
+        low, high = interval(made, spread, shape, level)
+        return ((low <= bank.mean[k, m]) & (bank.mean[k, m] <= high)).mean(), high[0] - low[0]
+
+    share, width = np.moveaxis(np.array(by_pair(bank, found, "mean", size, held, methods)), 2, 0)
+    return share, width
 
 
 def coverage(
@@ -66,12 +91,7 @@ def coverage(
     weights = task_weights(bank.ends, BOOTSTRAP, seed)
     rows = []
     for (name, found), (s, n), level in product(outcomes.items(), enumerate(sizes), LEVELS):
-
-        def inside(k, m, made, spread, shape, level=level):
-            low, high = interval(made, spread, shape, level)
-            return ((low <= bank.mean[k, m]) & (bank.mean[k, m] <= high)).mean(), high[0] - low[0]
-
-        share, width = np.moveaxis(np.array(by_pair(bank, found, "mean", s, inside)), 2, 0)
+        share, width = inside(bank, found, s, level)
         drawn = bootstrap_interval(weights @ share.mean(axis=1) / weights.sum(axis=1))
         rows.append((name, n, level, share.mean(), *drawn, width.mean()))
     names = ["forecast", "n", "level", "covered", "low", "high", "width"]

@@ -11,14 +11,14 @@ from mergelib.core.store import read_table
 from mergelib.forecasting import features
 from mergelib.forecasting.bank import Bank, read_bank, weight_metrics
 from mergelib.forecasting.forecaster import Forecaster, Level
-from mergelib.forecasting.intervals import interval
 from mergelib.forecasting.transfer import asked, holds, widened, wrong
 from mergelib.pairs.correlation import pearson
 from mergelib.pairs.tables import KEYS
+from studies.forecasting.protocol import Outcome
+from studies.forecasting.scores import LEVELS, inside
 
 # of the released settings those with outcomes of their own: the third repeats the first one's
 RELEASED = ("ViT-B-16_AdamW", "ViT-B-32_AdamW")
-LEVELS = (0.80, 0.95)
 COVERED = ["plain80", "plain95", "wide80", "wide95"]
 COLUMNS = ["world", "pairs", "forecast", "n", "r", "mae", "bias", *COVERED, "width"]
 
@@ -96,29 +96,24 @@ def transfer(
 
 def _judged(fitted: Forecaster, world: Bank, level: Level) -> list[tuple[float, ...]]:
     """r, error, bias, coverage of LEVELS and width of the first, at each size of a world."""
-    off = wrong(world, *asked(fitted, world, level))["mean"]
-    errors, found = fitted.calibration_[level].mean, []
+    before, sides = asked(fitted, world, level)
+    calibration = [fitted.calibration_[level]] * len(world.ends)
+    outcome = Outcome(sides.mean(axis=2), sides.min(axis=2), calibration)
+    places = [fitted.methods_.index(method) for method in world.methods]
+    off, found = wrong(world, before, sides)["mean"], []
     for s in range(len(world.sizes)):
-        true = np.broadcast_to(world.mean[:, :, None], off.shape[:3])
-        made = true - off[..., s]
-        inside, width = np.zeros((2, *off.shape[:3])), np.zeros(off.shape[:2])
-        for p, m in np.ndindex(*off.shape[:2]):
-            inverse = (1 / world.images[p, :, s]).mean()
-            at = fitted.methods_.index(world.methods[m])
-            spread, shape = errors.spread(at, inverse), errors.shape(inverse)
-            for k, level_ in enumerate(LEVELS):
-                low, high = interval(made[p, m], spread, shape, level_)
-                inside[k, p, m] = (low <= true[p, m]) & (true[p, m] <= high)
-                width[p, m] += (high - low)[0] * (k == 0)
+        made = outcome.mean[..., s]
+        true = np.broadcast_to(world.mean[:, :, None], made.shape)
         r = pearson(made, true, np.ones_like(made, dtype=bool), axis=0)
         known = r[np.isfinite(r)]
+        held = [inside(world, outcome, s, share, places) for share in LEVELS]
         found.append(
             (
                 float(known.mean()) if known.size else float("nan"),
                 float(np.abs(off[..., s]).mean()),
                 float(off[..., s].mean()),
-                *inside.mean(axis=(1, 2, 3)).tolist(),
-                float(width.mean()),
+                *(float(share.mean()) for share, _ in held),
+                float(held[0][1].mean()),
             )
         )
     return found

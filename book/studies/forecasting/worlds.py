@@ -17,7 +17,7 @@ from studies.forecasting.pools import make_pool
 from studies.forecasting.probes import probe_pair, probe_single
 from studies.forecasting.table import DRAWS, SIZES, pairs_of, rounded, rows
 
-STATIONS = ("tasks", "fine-tuning", "factors")
+STATIONS = ("tasks", "heads", "fine-tuning", "factors")
 CHECKED = 5  # pairs whose merges are evaluated again, to see that the models are the tables'
 MOVED = 2  # test images that rounding on another processor may take over a decision's edge
 
@@ -100,10 +100,10 @@ def write_world(folder: Path, world: str, tables: dict[str, pd.DataFrame], meta:
     write_json(file, worlds | {world: meta})
 
 
-def meta_of(run: Run, size: int) -> dict:
-    """What a world of the bank is of."""
+def meta_of(run: Run, tables: Path, size: int) -> dict:
+    """What a world of the bank is of; its tables say where it comes from."""
     return {
-        "source": "glyph benchmark",
+        "source": read_json(tables / "meta.json")["source"],
         "backbone": run.backbone,
         "seed": run.seed,
         "sizes": asdict(run.sizes),
