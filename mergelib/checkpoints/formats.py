@@ -4,13 +4,18 @@ safetensors files, and state dicts of torch.save (`.pt`, `.pth`, `.bin`, `.ckpt`
 memory-mapped), told apart by their first bytes, whatever they are called.
 """
 
+import json
+import os
 import warnings
 from contextlib import ExitStack
 from functools import lru_cache, partial
+from io import FileIO
+from math import prod
 from pathlib import Path
 from pickle import UnpicklingError
 from zipfile import is_zipfile
 
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
@@ -84,23 +89,44 @@ def _safetensors(path: Path, stack: ExitStack) -> Weights:
     try:
         file = stack.enter_context(safe_open(path, framework="pt"))
         stat = path.stat()
-        shapes, dtypes = _header(path, stat.st_size, stat.st_mtime_ns, stat.st_ino)
+        shapes, dtypes, starts = _header(path, stat.st_size, stat.st_mtime_ns, stat.st_ino)
+        raw = stack.enter_context(path.open("rb", buffering=0))
     except (SafetensorError, OSError, ValueError) as error:
         raise MergelibError(
             f"{path} is truncated or no safetensors file ({_line(error)}): write or copy it again"
         ) from None
 
     def cut(name: str, rows: slice) -> Tensor:
-        # pages count as memory until their file closes: a mapping of its own, let go with the rows
-        with safe_open(path, framework="pt") as again:
-            return again.get_slice(name)[rows]
+        # pages of a mapped file count as memory until it closes; what is read goes with the rows
+        shape, dtype = shapes[name], dtypes[name]
+        row = prod(shape[1:])
+        first, last, _ = rows.indices(shape[0])
+        begin = starts[name] + first * row * dtype.itemsize
+        held = np.empty((last - first) * row * dtype.itemsize, dtype=np.uint8)
+        _fill(raw, held.data, begin, path)
+        return torch.from_numpy(held).view(dtype).view(last - first, *shape[1:])
 
     return Weights(str(path), shapes, dtypes, file.get_tensor, cut=cut)
 
 
+def _fill(raw: FileIO, held: memoryview, begin: int, path: Path) -> None:
+    """Read a file from a byte on until the memory is full; MergelibError if it ends before."""
+    done = 0
+    while done < len(held):
+        count = os.preadv(raw.fileno(), [held[done:]], begin + done)
+        if not count:
+            raise MergelibError(f"{path} has become shorter while it was read: write it again")
+        done += count
+
+
 @lru_cache(maxsize=256)  # sweeps open a file again and again, to let go of what was mapped
-def _header(path: Path, *stamp: int) -> tuple[dict[str, tuple[int, ...]], dict[str, torch.dtype]]:
-    """Shapes and types by name. Raises MergelibError, naming the tensor, for an unknown type."""
+def _header(
+    path: Path, *stamp: int
+) -> tuple[dict[str, tuple[int, ...]], dict[str, torch.dtype], dict[str, int]]:
+    """Shapes, types and first bytes by name.
+
+    Raises MergelibError, naming the tensor, for an unknown type.
+    """
     with safe_open(path, framework="pt") as file:
         slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
     shapes = {name: tuple(part.get_shape()) for name, part in slices.items()}
@@ -110,7 +136,11 @@ def _header(path: Path, *stamp: int) -> tuple[dict[str, tuple[int, ...]], dict[s
                 f"{path}: tensor {name!r} is of type {part.get_dtype()}, which is not known here: "
                 "save it in another one, float32 say"
             )
-    return shapes, {name: DTYPES[part.get_dtype()] for name, part in slices.items()}
+    with path.open("rb") as raw:
+        size = int.from_bytes(raw.read(8), "little")
+        header = json.loads(raw.read(size))
+    starts = {name: 8 + size + header[name]["data_offsets"][0] for name in shapes}
+    return shapes, {name: DTYPES[part.get_dtype()] for name, part in slices.items()}, starts
 
 
 def _pickled(path: Path) -> Weights:

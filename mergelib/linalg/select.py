@@ -9,12 +9,16 @@ FITS = 2**22  # numbers that are put in order in memory
 DIGIT = 21  # bits that a pass tells apart; three times that are all bits but the sign
 
 
-def kth_magnitude(pieces: Callable[[], Iterable[Tensor]], size: int, place: int) -> float:
+def kth_magnitude(
+    pieces: Callable[[], Iterable[Tensor]], size: int, place: int, held: Tensor | None = None
+) -> float:
     """The number at `place` (from 0) among the `size` sorted magnitudes of float64 pieces.
 
     Magnitudes are in the order of their bits as integers. Each pass over the pieces counts the next
     digit of those that share the digits found so far, until these are few enough to sort: a radix
-    select (Knuth, The Art of Computer Programming 3, 5.2.5), exact whatever the numbers.
+    select (Knuth, The Art of Computer Programming 3, 5.2.5), exact whatever the numbers. `held` is
+    memory for `size` numbers, used where FITS of them are not exceeded: new memory for each of many
+    calls would take as long as filling it.
     """
     found, shift, inside = 0, 63, size
     while inside > FITS and shift:
@@ -26,10 +30,23 @@ def kth_magnitude(pieces: Callable[[], Iterable[Tensor]], size: int, place: int)
         inside = int(counts[digit])
         place -= int(totals[digit]) - inside
         found, shift = found << DIGIT | digit, shift - DIGIT
-    if shift:
-        left = [_within(piece, shift, found) for piece in pieces()]
-        found = _smallest(left[0] if len(left) == 1 else torch.cat(left), place)
+    if shift == 63:
+        found = _smallest(_magnitudes(pieces(), size, held), place)
+    elif shift:
+        found = _smallest(torch.cat([_within(p, shift, found) for p in pieces()]), place)
     return _as_float(found)
+
+
+def _magnitudes(pieces: Iterable[Tensor], size: int, held: Tensor | None) -> Tensor:
+    """All magnitudes, as integers: flat int64, in `held` if that is on their device."""
+    end = 0
+    for piece in pieces:
+        if held is None or held.device != piece.device:
+            held = piece.new_empty(size)
+        begin, end = end, end + piece.numel()
+        held[begin:end].view(piece.shape).copy_(piece)
+    assert held is not None  # there is a number
+    return held[:size].abs_().view(torch.int64)
 
 
 def _as_float(bits: int) -> float:

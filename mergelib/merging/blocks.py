@@ -101,14 +101,23 @@ def _times(triplets: Triplets, share: float) -> Triplets:
 
 
 def merged_tensor(row: Method, layer: Layer, params: dict[str, Any], dtype: torch.dtype) -> Tensor:
-    """θ0 + Δ of one tensor, rounded once to a type (of eight bits: to float32)."""
+    """θ0 + Δ of one tensor, rounded once to a type (of eight bits: to float32).
+
+    Raises MergelibError if the method leaves rows out.
+    """
     if dtype.itemsize == 1:
         dtype = torch.float32
     merged: Tensor | None = None
+    made = torch.zeros(layer.shape[:1], dtype=torch.bool)
     for block, delta in row.blocks(layer, **params):
         tensor = block.start + delta
         if merged is None:
             merged = tensor.new_empty(layer.shape, dtype=dtype)
         merged[block.rows].copy_(tensor)
-    assert merged is not None  # a layer has at least one block
+        made[block.rows] = True
+    if merged is None or not made.all():
+        raise MergelibError(
+            f"method {row.name!r} leaves rows of {layer.name!r} out: yield each of layer.blocks() "
+            "with its merged task vector"
+        )
     return merged

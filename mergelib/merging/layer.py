@@ -10,8 +10,8 @@ from torch import Tensor
 from mergelib.core.errors import MergelibError
 from mergelib.linalg.polar import is_matrix, triplets
 
-# entries that are worked on at a time: more are no faster, fewer open files too often
-BLOCK = 2**19
+# entries that are worked on at a time: those of twenty models fit in HELD and are read once
+BLOCK = 2**17
 
 
 Triplets = tuple[Tensor, Tensor, Tensor]  # U (m, r), s (r,), V (n, r)
@@ -114,11 +114,13 @@ def cached_rank(shape: Sequence[int]) -> int:
     return min(shape) // 2
 
 
-def elementwise(function: Callable[..., Tensor]) -> Callable[..., Iterator[Tensor]]:
-    """A method's function f(layer, **params) as one that yields f of each of the layer's blocks."""
+def elementwise(
+    function: Callable[..., Tensor],
+) -> Callable[..., Iterator[tuple[Layer, Tensor]]]:
+    """A method's function f(layer, **params) as one that yields each of the blocks, and f of it."""
 
     @wraps(function)
-    def of_blocks(layer: Layer, **params: object) -> Iterator[Tensor]:
-        return (function(block, **params) for block in layer.blocks())
+    def of_blocks(layer: Layer, **params: object) -> Iterator[tuple[Layer, Tensor]]:
+        return ((block, function(block, **params)) for block in layer.blocks())
 
     return of_blocks

@@ -12,7 +12,7 @@ from mergelib.core.errors import MergelibError
 from mergelib.core.registry import Registry, unknown
 from mergelib.merging.layer import Layer
 
-Function = Callable[..., Tensor | Iterator[Tensor]]
+Function = Callable[..., Tensor | Iterator[tuple[Layer, Tensor]]]
 EDITIONS = ("corrected", "paper", "original")
 
 
@@ -54,8 +54,9 @@ class Method:
     """One merging method.
 
     `function(layer, **params)` maps the T task vectors of one tensor (a `mergelib.merging.layer`)
-    to the merged task vector, of its shape, coefficient applied; or it yields that of each of
-    `layer.blocks()`, in order, so that a large tensor is never whole in memory. A `random` method
+    to the merged task vector, of its shape, coefficient applied; or it yields each of
+    `layer.blocks()` with its own, so that a large tensor is never whole in memory (if a block comes
+    again, the last one counts). A `random` method
     takes `seed` as well; a `factored` one is spared work by kept factors. Where a method has one,
     `survey(layer, **params)` is summed over all tensors first, and the function takes the sum as
     `surveyed`. `corrected`, `paper` and `original` are the parameters of the editions (`preset`).
@@ -78,7 +79,7 @@ class Method:
         if isinstance(found, Tensor):
             yield layer, found
         else:
-            yield from zip(layer.blocks(), found, strict=True)
+            yield from found
 
     def check(self, params: Mapping[str, Any]) -> dict[str, Any]:
         """The corrected edition's parameters overridden by `params`.

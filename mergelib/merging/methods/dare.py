@@ -32,7 +32,7 @@ def keep_mask(shape: Sequence[int], drop_rate: float, generator: torch.Generator
     random=True,
     reference="Yu et al. 2024, Language models are Super Mario, arXiv 2311.03099",
 )
-def dare(layer: Layer, drop_rate: float, alpha: float, seed: int) -> Iterator[Tensor]:
+def dare(layer: Layer, drop_rate: float, alpha: float, seed: int) -> Iterator[tuple[Layer, Tensor]]:
     """Δ = α (1/T) Σ maskt τt / (1 − p); each entry is dropped with probability p = drop_rate.
 
     Its mean over seeds is α times weight averaging: report the spread over seeds.
@@ -42,4 +42,4 @@ def dare(layer: Layer, drop_rate: float, alpha: float, seed: int) -> Iterator[Te
         merged = torch.zeros_like(block[0])
         for vector, generator in zip(block, generators, strict=True):
             merged += vector * keep_mask(block.shape, drop_rate, generator).to(vector.device)
-        yield alpha * merged / (len(layer) * (1 - drop_rate))
+        yield block, alpha * merged / (len(layer) * (1 - drop_rate))

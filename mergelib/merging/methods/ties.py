@@ -19,12 +19,12 @@ def thresholds(layer: Layer, density: float) -> list[float]:
     if size == 0:
         return [0.0] * len(layer)
     place = size - max(1, math.floor(density * size))
-    whole = next(layer.blocks(select.FITS)) if size <= select.FITS else None
+    held = torch.empty(size if size <= select.FITS else 0, dtype=torch.float64)
 
     def pieces(position: int) -> Iterator[Tensor]:
-        return (block[position] for block in ([whole] if whole else layer.blocks()))
+        return (block[position] for block in layer.blocks(size if len(held) else None))
 
-    return [select.kth_magnitude(partial(pieces, t), size, place) for t in range(len(layer))]
+    return [select.kth_magnitude(partial(pieces, t), size, place, held) for t in range(len(layer))]
 
 
 def trim(vector: Tensor, least: float) -> Tensor:
@@ -33,12 +33,23 @@ def trim(vector: Tensor, least: float) -> Tensor:
     return hardshrink(vector, math.nextafter(least, -math.inf))
 
 
-def elected(block: Layer, least: Sequence[float]) -> Tensor:
-    """The sign of Σ of the trimmed task vectors, int8."""
-    total = torch.zeros_like(block[0])
-    for vector, bound in zip(block, least, strict=True):
-        total += trim(vector, bound)
-    return total.sign_().to(torch.int8)
+def joined(trimmed: Sequence[Tensor], alpha: float, majority: int) -> tuple[Tensor, int, bool]:
+    """α · disjoint mean of trimmed task vectors, which are written over; `majority` signs ties.
+
+    Then the sum of the elected signs, and whether a tie was settled by the majority.
+    """
+    total = trimmed[0].clone()
+    for vector in trimmed[1:]:
+        total += vector
+    chosen = total.sign()
+    sign = torch.where(chosen == 0, majority, chosen)
+    merged, votes = torch.zeros_like(total), torch.zeros_like(total, dtype=torch.int32)
+    for vector in trimmed:
+        agreeing = vector.mul_(sign).clamp_(min=0)  # their magnitudes
+        merged += agreeing
+        votes += agreeing > 0
+    tied = bool(((chosen == 0) & (votes > 0)).any())
+    return merged.mul_(sign).mul_(alpha).div_(votes.clamp_(min=1)), int(chosen.sum()), tied
 
 
 @method(
@@ -49,20 +60,25 @@ def elected(block: Layer, least: Sequence[float]) -> Tensor:
     original={"alpha": 1.0},
     reference="Yadav et al. 2023, TIES-Merging, arXiv 2306.01708, Algorithm 1",
 )
-def ties(layer: Layer, density: float, alpha: float) -> Iterator[Tensor]:
+def ties(layer: Layer, density: float, alpha: float) -> Iterator[tuple[Layer, Tensor]]:
     """Δ = α · mean of the trimmed, non-zero τt entries that have the elected sign.
 
     The elected sign of an entry is that of the sum of its trimmed values; where the sum is zero,
     the sign of the sum of all elected signs (1 if that is zero too).
     """
     least = thresholds(layer, density)
-    signs = [elected(block, least) for block in layer.blocks()]  # a byte an entry
-    majority = 1 if sum(int(sign.sum()) for sign in signs) >= 0 else -1
-    for block, chosen in zip(layer.blocks(), signs, strict=True):
-        sign = torch.where(chosen == 0, majority, chosen).double()
-        merged, votes = torch.zeros_like(block[0]), torch.zeros_like(chosen, dtype=torch.int32)
-        for vector, bound in zip(block, least, strict=True):
-            agreeing = trim(vector, bound).mul_(sign).clamp_(min=0)  # their magnitudes
-            merged += agreeing
-            votes += agreeing > 0
-        yield alpha * merged.mul_(sign) / votes.clamp_(min=1)
+
+    def of(block: Layer, majority: int) -> tuple[Tensor, int, bool]:
+        trimmed = [trim(vector, bound) for vector, bound in zip(block, least, strict=True)]
+        return joined(trimmed, alpha, majority)
+
+    balance, open_blocks = 0, []
+    for place, block in enumerate(layer.blocks()):
+        delta, signs, tied = of(block, majority=1)
+        balance += signs
+        open_blocks += [place] * tied
+        yield block, delta
+    if balance < 0:  # known only now: blocks with ties come again, which spares a pass over all
+        for place, block in enumerate(layer.blocks()):
+            if place in open_blocks:
+                yield block, of(block, majority=-1)[0]
