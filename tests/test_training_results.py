@@ -119,22 +119,34 @@ def test_a_rule_of_fewer_seeds_is_compared_with_controls_of_the_same(held):
         results.gains(replace(held, merges=held.merges[lacking]))
 
 
-def test_at_equal_accuracy_is_read_off_the_line_of_controls(held):
+@pytest.mark.parametrize(
+    ("name", "values"), [("equal", ("acc_a", "acc_b")), ("both", ("best_a", "best_b"))]
+)
+def test_at_equal_accuracy_is_read_off_the_line_of_controls(held, name, values):
     table = results.gains(held, draws=5).set_index(["rule", "strength", "steps"])
     single, raw = (
         [mean_of(held.merges, v, columns) for v in VARIANTS]
-        for columns in (("single_a", "single_b"), ("acc_a", "acc_b"))
+        for columns in (("single_a", "single_b"), values)
     )
     for k, variant in list(enumerate(VARIANTS))[3:]:
         row = table.loc[variant]
         if not single[0] <= single[k] <= single[2]:
-            assert np.isnan(row["equal"])
+            assert np.isnan(row[name])
             continue
         low = 0 if single[k] < single[1] else 1
         share = (single[k] - single[low]) / (single[low + 1] - single[low])
         there = raw[low] + share * (raw[low + 1] - raw[low])
-        assert row["equal"] == pytest.approx(raw[k] - there, abs=1e-12)
-    assert table["equal"].isna().sum() == 1  # the one above every control
+        assert row[name] == pytest.approx(raw[k] - there, abs=1e-12)
+    assert table[name].isna().sum() == 1  # the one above every control
+
+
+def test_power_is_how_often_an_interval_of_a_normal_estimate_excludes_zero():
+    draws = np.random.default_rng(0).normal(size=400_000)
+    for effect, se in ((0.04, 0.02), (0.04, 0.01), (0.0, 0.02)):
+        half = 1.96 * se
+        often = (effect + se * draws > half).mean()
+        found = results.power(pd.Series([-half]), pd.Series([half]), effect)
+        assert found[0] == pytest.approx(often, abs=5 * 0.5 / len(draws) ** 0.5)
 
 
 def test_the_interval_draws_tasks_and_seeds_each_apart(held):

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from scipy.stats import norm
 
 from mergelib.core.errors import MergelibError
 from mergelib.core.store import read_json, read_table
@@ -163,7 +164,8 @@ def gains(results: Results, draws: int = 2000, seed: int = 0) -> pd.DataFrame:
     Columns: rule, strength, steps; gain, low, high (raw accuracy of merges of pairs over the
     control's, mean over methods, 95 % bootstrap interval over seeds and tasks); tuned, tuned_low,
     tuned_high (the same, both at their best scales); equal, equal_low, equal_high (over the
-    controls at the same single-task accuracy); lost, lost_low, lost_high (single-task accuracy,
+    controls at the same single-task accuracy) and both, both_low, both_high (that at the best
+    scales); lost, lost_low, lost_high (single-task accuracy,
     control minus rule); normalized (its gain); raw and single (both themselves); seeds (how many
     the comparison is over, those of the variant and its controls).
     """
@@ -184,6 +186,7 @@ def _gains(merges: pd.DataFrame, draws: int, seed: int) -> pd.DataFrame:
     others = {
         "tuned": over_control(drawn["tuned"]),
         "equal": at_equal_accuracy(drawn["raw"], drawn["single"]),
+        "both": at_equal_accuracy(drawn["tuned"], drawn["single"]),
         "lost": -over_control(drawn["single"]),
     }
     for name, values in others.items():
@@ -194,6 +197,15 @@ def _gains(merges: pd.DataFrame, draws: int, seed: int) -> pd.DataFrame:
         one = drawn[name] if name != "normalized" else over_control(drawn[name])
         table = table.join(one.iloc[0].rename(name), on=NAMED)
     return table
+
+
+def power(low: pd.Series, high: pd.Series, effect: float) -> np.ndarray:
+    """Chance that a 95 % interval as wide as these excludes 0 if `effect` is true: Φ(effect/se − z).
+
+    z = 1.96, se = (high − low) / 2z: a normal estimate of that spread.
+    """
+    z = norm.ppf(0.975)
+    return norm.cdf(effect * 2 * z / (high - low) - z)
 
 
 def by_method(
