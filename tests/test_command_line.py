@@ -265,6 +265,33 @@ def test_killed_while_it_writes_it_leaves_nothing(models):
     assert held(models) == before
 
 
+def test_what_a_killed_merge_leaves_goes_with_the_next_one(models):
+    code = """
+import os, sys
+import mergelib.checkpoints.output.writing as writing
+def finish(*given):
+    print("writing", flush=True)
+    sys.stdin.read()
+writing._finish = finish
+"""
+    before = held(models)
+    words = [*MERGE.split(), "--out", "new.safetensors"]
+    first, second = (process(*words, code=code, stdin=subprocess.PIPE) for _ in "ab")
+    for running in (first, second):
+        assert running.stdout.readline() == "writing\n"
+    left = [path for path in Path().glob(".*.tmp") if path.is_dir()]
+    assert len(left) == 2  # the second one does not take the first one's for a dead one's
+    for running in (first, second):
+        running.kill()
+        running.communicate()
+    running = process(*words)
+    _, err = running.communicate()
+    assert running.returncode == 0, err
+    assert not list(Path().glob(".*.tmp"))
+    new = {path.name for path in held(models)} - {path.name for path in before}
+    assert new == {"new.safetensors", "new.recipe.yaml"}
+
+
 def test_an_interrupt_that_becomes_another_error_is_an_interrupt(models):
     code = """
 import os, mergelib.core.outputs as outputs

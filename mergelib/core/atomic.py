@@ -1,9 +1,13 @@
 """Files put in place whole: whoever looks meets the old one or the new one, never a part."""
 
 import errno
+import fcntl
 import os
+import re
 import secrets
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from mergelib.core.errors import MergelibError
@@ -35,6 +39,46 @@ def atomic(path: Path, write: Callable[[Path], object]) -> None:
 def write_atomic(path: Path, data: bytes) -> None:
     """Write bytes so that `path` holds all of them or what it held before."""
     atomic(path, lambda temporary: temporary.write_bytes(data))
+
+
+@contextmanager
+def temporary_folder(home: Path) -> Iterator[Path]:
+    """A new hidden folder in `home`, to fill and to move from, which is gone at the end.
+
+    What killed processes left of theirs in `home` is removed: a live one holds a lock on its own.
+    Raises OSError where there can be none.
+    """
+    for stale in home.glob(".*.tmp"):
+        if re.fullmatch(r"\.[0-9a-f]{16}\.tmp", stale.name) and stale.is_dir():
+            with _locked(stale) as ours:
+                if ours:
+                    shutil.rmtree(stale, ignore_errors=True)
+    folder = _hidden(home / "any")
+    folder.mkdir()
+    with _locked(folder):
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[bool]:
+    """Whether the folder could be locked, as a file system may know no locks."""
+    try:
+        handle = os.open(folder, os.O_RDONLY)
+    except OSError:  # it is gone, or another's
+        yield False
+        return
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            yield False
+        else:
+            yield True
+    finally:
+        os.close(handle)
 
 
 def unwritten(path: Path, error: OSError) -> MergelibError:

@@ -200,7 +200,7 @@ def _gains(merges: pd.DataFrame, draws: int, seed: int) -> pd.DataFrame:
 
 
 def power(low: pd.Series, high: pd.Series, effect: float) -> np.ndarray:
-    """Chance that a 95 % interval as wide as these excludes 0 if `effect` is true: Φ(effect/se − z).
+    """Chance that a 95 % interval so wide excludes 0 where `effect` is true: Φ(effect/se − z).
 
     z = 1.96, se = (high − low) / 2z: a normal estimate of that spread.
     """

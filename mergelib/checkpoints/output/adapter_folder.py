@@ -1,7 +1,5 @@
 """An adapter's folder written as PEFT reads it, all of it or nothing."""
 
-import shutil
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -9,7 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from mergelib.checkpoints.adapters.files import CONFIG, WEIGHTS
-from mergelib.core.atomic import unwritten
+from mergelib.core.atomic import temporary_folder, unwritten
 from mergelib.core.errors import MergelibError
 from mergelib.core.store import save_tensors, write_json
 
@@ -28,13 +26,9 @@ def write_adapter(folder: Path, tensors: Mapping[str, Tensor], config: Mapping[s
     check_free(folder)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
-        try:
+        with temporary_folder(folder.parent) as temporary:
             save_tensors(temporary / WEIGHTS[0], tensors, {"format": "pt"})
             write_json(temporary / CONFIG, dict(config))
-            temporary.chmod(0o755)
             temporary.replace(folder)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
     except OSError as error:
         raise unwritten(folder, error) from None

@@ -5,16 +5,15 @@ index; `.pt`, `.pth` and `.bin`, a state dict as torch.save writes it, for which
 memory; a name without suffix, a model folder as Hugging Face's libraries read it.
 
 All is written to a temporary folder beside the place and moved there at the end, so the place holds
-the whole result or what it held before.
+the whole result or what it held before. What a killed process left there goes with the next one.
 """
 
 import json
 import os
 import re
-import secrets
 import shutil
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import torch
@@ -24,7 +23,7 @@ from mergelib.checkpoints.formats import DTYPES
 from mergelib.checkpoints.output.casting import fitted
 from mergelib.checkpoints.output.companions import copy_companions, library
 from mergelib.checkpoints.output.shards import Spec, bytes_of, cut, index_of, size_in_bytes
-from mergelib.core.atomic import unwritten
+from mergelib.core.atomic import temporary_folder, unwritten
 from mergelib.core.errors import MergelibError
 
 Put = Callable[[str, Tensor], None]
@@ -59,12 +58,11 @@ def writer(
     plan = _plan(out, spec, max_shard_size, None if like is None else Path(like))
     home = next(folder for folder in out.absolute().parents if folder.exists())
     _check_place(out, plan, home, sum(bytes_of(*each) for each in spec.values()))
-    temporary = home / f".{secrets.token_hex(8)}.tmp"  # short, whatever the name is
     held: dict[str, Tensor] = {}
     given: set[str] = set()
-    try:
+    with ExitStack() as stack:
         with _told(out):
-            temporary.mkdir()
+            temporary = stack.enter_context(temporary_folder(home))
             if out.suffix in PICKLED:
                 write: Put = held.__setitem__
             else:
@@ -87,8 +85,6 @@ def writer(
             if out.suffix in PICKLED:
                 torch.save({name: held[name] for name in spec}, temporary / out.name)
             _finish(out, temporary, plan, like, spec, texts or {})
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def is_folder(out: Path) -> bool:
