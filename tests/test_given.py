@@ -284,7 +284,7 @@ def test_the_disk_of_a_run_is_what_it_writes(folder, tmp_path):
         assert told[what] == pytest.approx(files, rel=0.1), what
 
 
-@pytest.mark.parametrize("name", ["clip_b32_20", "clip_b16_20"])
+@pytest.mark.parametrize("name", ["clip_b32_20", "clip_b16_20", "clip_b16_20_sgd"])
 def test_the_published_study_s_files_hold_its_tasks(root, name):
     run = params.load(root / "params" / f"{name}.yaml")
     assert run.tasks == list(released.TASKS) == list(run.given)

@@ -1,6 +1,7 @@
 """Sources of images: every form made here in its own format, and read as what was written."""
 
 import io
+import socket
 import tarfile
 
 import numpy as np
@@ -114,9 +115,9 @@ def test_a_data_set_of_hugging_face(hugging_face, pictures, tmp_path):
 
 def test_a_folder_of_parquet(hugging_face, pictures, tmp_path, monkeypatch):
     import datasets
+    from huggingface_hub import constants
 
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "kept")
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_OFFLINE", True)
     (tmp_path / "set").mkdir()
     for split in hugging_face:
         hugging_face[split].to_parquet(tmp_path / "set" / f"{split}-0.parquet")
@@ -124,8 +125,13 @@ def test_a_folder_of_parquet(hugging_face, pictures, tmp_path, monkeypatch):
     train, test = opened(under(task, tmp_path))
     same(train, pictures[:24], [i % 3 for i in range(24)])
     assert test.count == 12 and words(under(task, tmp_path)).names == NAMES
+
+    looked_up = []
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *given, **named: looked_up.append(given))
     with pytest.raises(MergelibError, match="hf no/set cannot be opened .* give `download: true`"):
         opened(under(given(hf="no/set"), tmp_path))
+    assert not looked_up
+    assert not datasets.config.HF_HUB_OFFLINE and not constants.HF_HUB_OFFLINE  # as it was
 
 
 def test_data_sets_of_torchvision(pictures, tmp_path, monkeypatch):

@@ -2,7 +2,7 @@
 
 import inspect
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -40,6 +40,23 @@ def _asked(place: Place, library: str) -> Iterator[None]:
 # ---- datasets of Hugging Face --------------------------------------------------------------------
 
 
+@contextmanager
+def _without_network() -> Iterator[None]:
+    """What the libraries hold is found at once; a hub asked in vain takes half a minute a set."""
+    import datasets
+    import huggingface_hub
+
+    places = (datasets.config, huggingface_hub.constants)
+    before = [place.HF_HUB_OFFLINE for place in places]
+    try:
+        for place in places:
+            place.HF_HUB_OFFLINE = True
+        yield
+    finally:
+        for place, value in zip(places, before, strict=True):
+            place.HF_HUB_OFFLINE = value
+
+
 def _if_there(place: Place, folder: Path) -> Place:
     return replace(place, at=str(folder / place.at)) if (folder / place.at).exists() else place
 
@@ -57,8 +74,8 @@ def hugging_face(place: Place) -> Opened:
         if any((Path(place.at) / name).is_file() for name in SAVED):
             held = datasets.load_from_disk(place.at)
         else:
-            local = datasets.DownloadConfig(local_files_only=not place.download)
-            held = datasets.load_dataset(place.at, download_config=local, **place.arguments)
+            with nullcontext() if place.download else _without_network():
+                held = datasets.load_dataset(place.at, **place.arguments)
         if isinstance(held, datasets.Dataset):
             return _of_split(held, place, ""), None
         train, test = place.train or "train", place.test or "test"
