@@ -1,5 +1,8 @@
 """Large tensors merged block by block: the same bits as whole, and no more read than asked for."""
 
+from dataclasses import replace
+from itertools import islice
+
 import numpy as np
 import pytest
 import torch
@@ -66,6 +69,34 @@ def test_blocks_are_written_to_tensors_of_any_strides(small):
     found = merge(base, tuned, "ties", into=into)
     assert found["w"].data_ptr() == into["w"].data_ptr()
     assert all(torch.equal(found[k], whole[k]) for k in SHAPES)
+
+
+def test_rows_that_a_method_leaves_out_are_an_error(small):
+    small(8)
+    base, tuned = models(2)
+    origin, *others = (weights_of(state) for state in (base, *tuned))
+    row = replace(METHODS["weight_avg"], function=lambda layer: islice(mean(layer), 2))
+    mean = METHODS["weight_avg"].function
+    layer = read_layer("w", origin, others)
+    assert sum(1 for _ in layer.blocks()) > 2
+    with pytest.raises(MergelibError, match="'weight_avg' leaves rows of 'w' out"):
+        merged_tensor(row, layer, {}, dtype=torch.float32)
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_ties_settles_ties_by_the_sign_of_the_whole_tensor(sign, small):
+    """Entries that cancel out in one block, and the majority that decides on them in another."""
+    task_vectors = sign * torch.tensor(
+        [[[1.0, 2, 4], [1, 1, 1], [3, 3, 3]], [[-1, -2, -4], [1, -1, 1], [3, 3, 3]]],
+        dtype=torch.float64,
+    )
+    expected = sign * torch.tensor([[1.0, 2, 4], [1, 1, 1], [3, 3, 3]], dtype=torch.float64)
+    base = {"w": torch.zeros(3, 3, dtype=torch.float64)}
+    tuned = [{"w": vector} for vector in task_vectors]
+    for size in (1, 3, 100):
+        small(size)
+        found = merge(base, tuned, "ties", density=1.0, alpha=1.0)["w"]
+        assert torch.equal(found, expected)
 
 
 def test_a_tensor_comes_in_the_type_asked_for(small):
