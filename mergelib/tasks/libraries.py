@@ -46,7 +46,7 @@ def _without_network() -> Iterator[None]:
     import datasets
     import huggingface_hub
 
-    places = (datasets.config, huggingface_hub.constants)
+    places: tuple[Any, ...] = (datasets.config, huggingface_hub.constants)
     before = [place.HF_HUB_OFFLINE for place in places]
     try:
         for place in places:
