@@ -3,12 +3,13 @@
 import errno
 import fcntl
 import os
-import re
 import secrets
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from hashlib import sha256
 from pathlib import Path
+from socket import gethostname
 
 from mergelib.core.errors import MergelibError
 
@@ -45,21 +46,22 @@ def write_atomic(path: Path, data: bytes) -> None:
 def temporary_folder(home: Path) -> Iterator[Path]:
     """A new hidden folder in `home`, to fill and to move from, which is gone at the end.
 
-    What killed processes left of theirs in `home` is removed: a live one holds a lock on its own.
-    Raises OSError where there can be none.
+    What killed processes of this machine left of theirs in `home` is removed: a live one holds a
+    lock on its own. Raises OSError where there can be none.
     """
-    for stale in home.glob(".*.tmp"):
-        if re.fullmatch(r"\.[0-9a-f]{16}\.tmp", stale.name) and stale.is_dir():
-            with _locked(stale) as ours:
-                if ours:
-                    shutil.rmtree(stale, ignore_errors=True)
-    folder = _hidden(home / "any")
+    ours = f".{sha256(gethostname().encode()).hexdigest()[:8]}"  # locks may end at the machine
+    for stale in home.glob(f"{ours}????????.tmp"):
+        with _locked(stale) as dead:
+            if dead:
+                shutil.rmtree(stale, ignore_errors=True)
+    folder = home / f"{ours}{secrets.token_hex(4)}"
     folder.mkdir()
-    with _locked(folder):
-        try:
+    try:
+        with _locked(folder):
+            folder = folder.rename(folder.with_suffix(".tmp"))  # locked before others look at it
             yield folder
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextmanager
