@@ -288,6 +288,11 @@ def test_the_disk_of_a_run_is_what_it_writes(folder, tmp_path):
 def test_the_published_study_s_files_hold_its_tasks(root, name):
     run = params.load(root / "params" / f"{name}.yaml")
     assert run.tasks == list(released.TASKS) == list(run.given)
+    recipe, sgd = run.finetune, name.endswith("sgd")
+    assert (recipe.optimizer, recipe.learning_rate, recipe.weight_decay, recipe.batch) == (
+        *("sgd" if sgd else "adamw", 1e-5, 0.1, 128),
+    )
+    assert not sgd or recipe.momentum == 0
     prompts = {}
     for task, given in run.given.items():
         *_, train, test = released.TASKS[task]
