@@ -165,9 +165,9 @@ def gains(results: Results, draws: int = 2000, seed: int = 0) -> pd.DataFrame:
     control's, mean over methods, 95 % bootstrap interval over seeds and tasks); tuned, tuned_low,
     tuned_high (the same, both at their best scales); equal, equal_low, equal_high (over the
     controls at the same single-task accuracy) and both, both_low, both_high (that at the best
-    scales); lost, lost_low, lost_high (single-task accuracy,
-    control minus rule); normalized (its gain); raw and single (both themselves); seeds (how many
-    the comparison is over, those of the variant and its controls).
+    scales); lost, lost_low, lost_high (single-task accuracy, control minus rule); normalized (its
+    gain); raw and single (both themselves); seeds (how many the comparison is over, those of the
+    variant and its controls).
     """
     parts = [
         _gains(part, draws, seed).assign(seeds=count)

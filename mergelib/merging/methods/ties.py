@@ -72,13 +72,14 @@ def ties(layer: Layer, density: float, alpha: float) -> Iterator[tuple[Layer, Te
         trimmed = [trim(vector, bound) for vector, bound in zip(block, least, strict=True)]
         return joined(trimmed, alpha, majority)
 
-    balance, open_blocks = 0, []
+    balance, tied_blocks = 0, []
     for place, block in enumerate(layer.blocks()):
         delta, signs, tied = of(block, majority=1)
         balance += signs
-        open_blocks += [place] * tied
+        if tied:
+            tied_blocks.append(place)
         yield block, delta
     if balance < 0:  # known only now: blocks with ties come again, which spares a pass over all
         for place, block in enumerate(layer.blocks()):
-            if place in open_blocks:
+            if place in tied_blocks:
                 yield block, of(block, majority=-1)[0]
