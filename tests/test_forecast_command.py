@@ -115,6 +115,21 @@ def test_an_answer_at_every_level_of_evidence(user, capsys, given):
     assert sorted(user.rglob("*")) == before  # nothing is written
 
 
+def test_accuracies_that_the_bank_has_nothing_like_are_named(user, capsys):
+    low, high = shipped().range_of("fine_tuned")
+    rows = (f"cars,0.05,{low - 0.1:.3f}", f"birds,0.5,{(low + high) / 2:.3f}")
+    (user / "far.csv").write_text("\n".join(["task,zero_shot,fine_tuned", *rows]))
+    held, _ = answered(f"{PAIR} --known far.csv --methods tsv --json", capsys)
+    (told,) = [each for each in held["checks"] if "beyond" in each]
+    assert told.startswith("cars") and "birds" not in told
+    for words in ("zero-shot accuracy 0.050", f"fine-tuned accuracy {low - 0.1:.3f}", f"{low:.3f}"):
+        assert words in told
+    usual, _ = answered(f"{PAIR} --known tasks.csv --methods tsv --json", capsys)
+    assert not [each for each in usual["checks"] if "beyond" in each]
+    wide, near = (np.diff(x["methods"]["tsv"]["interval80"])[0] for x in (held, usual))
+    assert wide > near
+
+
 def test_the_table_says_what_the_object_says(user, capsys):
     words = f"{PAIR} {IMAGES} --methods tsv,ties --classes"
     held, _ = answered(f"{words} --json", capsys)

@@ -8,13 +8,14 @@ import pandas as pd
 import pytest
 import torch
 from bounds import bound
-from forecast_world import DRAWS, METHODS, SIZES, bank
+from forecast_world import DRAWS, METHODS, SIZES, bank, tables
 
+from mergelib.forecasting.calibration import KINDS
 from mergelib.forecasting.document import read_forecaster, write_forecaster
 from mergelib.forecasting.evidence import Evidence, Known, Probe
 from mergelib.forecasting.features import KNOWN, OF_FEATURES
 from mergelib.forecasting.forecaster import Forecaster, columns, levels, paired
-from mergelib.forecasting.transfer import KINDS, asked, excess, excesses, holds, widened, wrong
+from mergelib.forecasting.transfer import asked, beyond, excess, excesses, holds, widened, wrong
 from studies.forecasting import transfer as study
 
 pytestmark = pytest.mark.numeric
@@ -88,7 +89,8 @@ def test_a_world_that_is_moved_widens_by_what_it_is_moved(fitted, other):
         assert far[kind] - plain[kind] == pytest.approx(wanted, abs=EXACT)
     wide = widened(fitted, [other, moved(other, by)])
     shift = wide.calibration_[FEATURES].mean.shift
-    assert shift == pytest.approx(max((plain["mean"] + far["mean"]) / 2, 0), abs=EXACT)
+    assert shift == pytest.approx(max(plain["mean"], far["mean"], 0), abs=EXACT)
+    assert wide.beyond_[FEATURES].mean.shift == shift  # of pairs beyond the bank none tells
     for errors, before in zip(
         (wide.calibration_[FEATURES].worse, wide.calibration_[FEATURES].mean),
         (fitted.calibration_[FEATURES].worse, fitted.calibration_[FEATURES].mean),
@@ -115,26 +117,101 @@ def test_paired_answers_count_for_more_where_the_forecast_is_worth_less(fitted, 
 
 
 def test_the_widening_is_kept_in_the_document(fitted, other, tmp_path):
-    wide = widened(fitted, [moved(other, 0.2)])
+    wide = widened(fitted, [moved(other, 0.2), moved(bank(5, seed=4), 0.3)])
     write_forecaster(tmp_path / "x.json", wide, {})
     again = read_forecaster(tmp_path / "x.json")
     for level in levels():
         for kind in KINDS:
-            one, two = (getattr(f.calibration_[level], kind).shift for f in (wide, again))
-            assert two == pytest.approx(one, rel=1e-10)
+            for held in ("calibration_", "beyond_"):
+                one, two = (getattr(getattr(f, held)[level], kind).shift for f in (wide, again))
+                assert two == pytest.approx(one, rel=1e-10)
+    assert again.beyond_[FEATURES].mean.shift > again.calibration_[FEATURES].mean.shift
+
+
+def test_pairs_whose_accuracies_the_bank_has_nothing_like_are_beyond_it(fitted, other):
+    mixed, own = bank(5, seed=4), tables()["tasks"]
+    own["base_knowledge"] = own["zero_shot"] / own["fine_tuned"]
+    theirs = tables(5, seed=4)["tasks"]
+    outside = []
+    for row in theirs.to_dict("records"):
+        row["base_knowledge"] = row["zero_shot"] / row["fine_tuned"]
+        names = ("zero_shot", "fine_tuned", "base_knowledge")
+        wanted = tuple(n for n in names if not own[n].min() <= row[n] <= own[n].max())
+        assert fitted.beyond(Known(row["zero_shot"], row["fine_tuned"])) == wanted
+        outside.append(bool(wanted))
+    found = beyond(fitted, mixed, FEATURES)
+    assert found.tolist() == [outside[a] or outside[b] for a, b in mixed.ends]
+    assert 0 < found.sum() < len(found)
+    assert not beyond(fitted, mixed, (True, False, "features")).any()  # nothing tells
+    assert not beyond(fitted, other, FEATURES).any()
+    for row in own.to_dict("records"):  # the ends of a range, in the twelve digits of a file
+        for x in (0.0, 1e-12, -1e-12):
+            assert not fitted.beyond(Known(row["zero_shot"] + x, row["fine_tuned"] + x))
+
+
+def test_beyond_the_bank_it_is_as_wide_as_worlds_were_off_there(fitted, other):
+    mixed = bank(5, seed=4)
+    far = beyond(fitted, mixed, FEATURES)
+    by = np.where(far, 0.3, 0.0)[:, None, None]
+    wide = widened(fitted, [other, replace(mixed, kept=mixed.kept + by)])
+    for held, part, off in ((wide.calibration_, mixed.of(~far), 0.0),
+                            (wide.beyond_, mixed.of(far), 0.3)):  # fmt: skip
+        found = [excesses(fitted, moved(part, off), FEATURES)["mean"]]
+        found += [0.0, excesses(fitted, other, FEATURES)["mean"]]
+        assert held[FEATURES].mean.shift == pytest.approx(max(found), abs=EXACT)
+    near, away = (mixed.X[k, 0, :, 0, 0] for k in (np.argmin(far), np.argmax(far)))
+    names = [mixed.names.index(name) for name in ("zero_shot", "fine_tuned")]
+    widths = []
+    for sides in (near[:, names], away[:, names]):
+        said = wide.predict(Evidence(known=(Known(*sides[0]), Known(*sides[1]))), METHODS)
+        widths.append(np.diff(said[METHODS[0]].interval80)[0])
+    assert widths[1] > widths[0]
 
 
 def test_the_study_s_table_says_what_each_world_s_intervals_hold(fitted, other):
     worlds = {"near": other, "far": moved(bank(5, seed=4), 0.25)}
     table = study.transfer(fitted, worlds, {"features": FEATURES, "nothing": NOTHING})
-    assert len(table) == 2 * (len(SIZES) + 1)
-    far = table[(table["world"] == "far") & (table["forecast"] == "features")]
+    assert len(table) == 3 * (len(SIZES) + 1)  # the far one has pairs beyond the bank as well
     off = wrong(worlds["far"], *asked(fitted, worlds["far"], FEATURES))["mean"]
-    np.testing.assert_allclose(far["mae"], np.abs(off).mean(axis=(0, 1, 2)), atol=EXACT)
-    np.testing.assert_allclose(far["bias"], off.mean(axis=(0, 1, 2)), atol=EXACT)
+    mask = beyond(fitted, worlds["far"], FEATURES)
+    far = table[(table["world"] == "far") & (table["forecast"] == "features")]
+    for reach, some in (("within", ~mask), ("beyond", mask)):
+        of = far[far["reach"] == reach]
+        assert (of["pairs"] == some.sum()).all()
+        np.testing.assert_allclose(of["mae"], np.abs(off[some]).mean(axis=(0, 1, 2)), atol=EXACT)
+        np.testing.assert_allclose(of["bias"], off[some].mean(axis=(0, 1, 2)), atol=EXACT)
     near = table[table["world"] == "near"]
     assert (near["wide80"] >= near["plain80"]).all()  # the other world was moved
     assert (near["wide80"] > 0.99).all()
+
+
+def test_a_world_is_asked_about_by_halves_of_its_tasks(fitted, other):
+    world = moved(bank(6, seed=9), 0.25)
+    assert set(world.ends.ravel()) == set(range(6))
+    table = study.halves(fitted, world, [other], {"features": FEATURES}, splits=2, seed=3)
+    alone = study.transfer(fitted, {"far": world, "other": other}, {"features": FEATURES})
+    alone = alone[alone["world"] == "far"]
+    rng, found = np.random.default_rng(3), []
+    for _ in range(2):
+        order = rng.permutation(6)
+        for known, half in ((order[:3], order[3:]), (order[3:], order[:3])):
+            one, two = (world.of(np.isin(world.ends, x).all(axis=1)) for x in (known, half))
+            wide = widened(fitted, [other, one])
+            far = beyond(fitted, two, FEATURES)
+            off = wrong(two, *asked(wide, two, FEATURES))["mean"]
+            found += [
+                (reach, np.abs(off[some, ..., 0]).mean(), some.sum())
+                for reach, some in (("within", ~far), ("beyond", far))
+                if some.any()
+            ]
+    for reach in dict.fromkeys(each[0] for each in found):
+        row = table[(table["reach"] == reach) & (table["n"] == SIZES[0])].iloc[0]
+        of = [each[1:] for each in found if each[0] == reach]
+        assert row["asked"] == len(of)
+        assert [row["mae"], row["pairs"]] == pytest.approx(np.mean(of, axis=0), abs=EXACT)
+        assert row["low80"] <= row["wide80"] <= row["wide95"]
+    within = table[table["reach"] == "within"]
+    assert within["wide80"].min() > alone[alone["reach"] == "within"]["wide80"].max()
 
 
 def test_the_released_tables_are_a_world_without_images():

@@ -123,9 +123,11 @@ def _images(made: Made) -> Mapping[str, Path]:
 
 
 def travelled(transfer: pd.DataFrame, images: int = 20) -> pd.DataFrame:
-    """The rows of the table transfer.csv that the chapter shows, worlds in words."""
+    """The rows of the table transfer.csv that the chapter shows, a world's pairs in words."""
     shown = transfer[transfer["forecast"].isin(TRAVELLED) & transfer["n"].isin((0, images))]
-    return shown.assign(world=shown["world"].map(lambda name: WORLDS.get(name, name)))
+    where = shown["reach"].map({"beyond": " beyond the bank"}).fillna("")
+    worlds = shown["world"].map(lambda name: WORLDS.get(name, name))
+    return shown.assign(world=worlds + ": " + shown["pairs"].astype(str) + " pairs" + where)
 
 
 def ask(words: Mapping[str, str], answered: str, **settings: object) -> Answer:

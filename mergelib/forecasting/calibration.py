@@ -1,7 +1,7 @@
 """Forecasts of pairs whose tasks no coefficient has seen, at a level of evidence."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -12,6 +12,7 @@ from mergelib.forecasting.moments import Moments, ridge
 # of `ridge`: chosen by the left-out errors on the glyph bank, which are flat about them
 STRENGTH, SHARING = 0.03, 3.0
 MOST = 1.05  # of its expert's accuracy, that a merge is forecast to keep
+KINDS = ("side", "mean", "worse")
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,11 @@ class Calibration:
     mean: Errors
     worse: Errors
     correlation: np.ndarray
+
+    def shifted(self, shifts: Mapping[str, float]) -> "Calibration":
+        """With the errors of each of KINDS as much wider, in variance, as another world asks."""
+        errors = {kind: replace(getattr(self, kind), shift=shifts[kind]) for kind in KINDS}
+        return replace(self, **errors)
 
 
 def held_out(

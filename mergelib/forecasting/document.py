@@ -9,7 +9,7 @@ import numpy as np
 from mergelib.core.documents import read_json
 from mergelib.core.errors import MergelibError
 from mergelib.core.store import write_atomic
-from mergelib.forecasting.calibration import Calibration
+from mergelib.forecasting.calibration import KINDS, Calibration
 from mergelib.forecasting.forecaster import Forecaster, Level, levels
 from mergelib.forecasting.intervals import Errors
 from mergelib.forecasting.moments import Moments
@@ -29,7 +29,10 @@ def to_document(fitted: Forecaster, meta: dict[str, Any]) -> dict[str, Any]:
         "sizes": held.sizes.tolist(),
         # E[z z'] at every size, below and on the diagonal
         "products": [[m[lower].tolist() for m in held.at(n)[0]] for n in held.sizes],
-        "calibration": {_name(level): _calibration(x) for level, x in fitted.calibration_.items()},
+        "calibration": {
+            _name(level): _calibration(x, fitted.beyond_[level])
+            for level, x in fitted.calibration_.items()
+        },
     }
 
 
@@ -42,7 +45,7 @@ def from_document(document: dict[str, Any]) -> Forecaster:
     fitted.moments_ = Moments(names, sizes, products[None])
     fitted.methods_ = tuple(document["methods"])
     fitted.range_ = np.array(document["range"])
-    fitted.calibration_ = {}
+    fitted.calibration_, fitted.beyond_ = {}, {}
     for level in levels():
         held = document["calibration"][_name(level)]
         side, mean, worse = (
@@ -52,10 +55,12 @@ def from_document(document: dict[str, Any]) -> Forecaster:
                 np.array(held[k]["quantiles"]),
                 held[k]["shift"],
             )
-            for k in ("side", "mean", "worse")
+            for k in KINDS
         )
         gamma, correlation = (np.array(held[k]) for k in ("gamma", "correlation"))
-        fitted.calibration_[level] = Calibration(side, gamma, mean, worse, correlation)
+        near = Calibration(side, gamma, mean, worse, correlation)
+        fitted.calibration_[level] = near
+        fitted.beyond_[level] = near.shifted({k: held[k]["beyond"] for k in KINDS})
     return fitted
 
 
@@ -82,15 +87,16 @@ def _name(level: Level) -> str:
     return "+".join(parts) or "nothing"
 
 
-def _calibration(held: Calibration) -> dict[str, Any]:
-    errors = {"side": held.side, "mean": held.mean, "worse": held.worse}
+def _calibration(held: Calibration, beyond: Calibration) -> dict[str, Any]:
+    errors = {kind: (getattr(held, kind), getattr(beyond, kind)) for kind in KINDS}
     found: dict[str, Any] = {
-        name: {
-            "variance": e.variance.tolist(),
-            "quantiles": e.quantiles.tolist(),
-            "shift": e.shift,
+        kind: {
+            "variance": near.variance.tolist(),
+            "quantiles": near.quantiles.tolist(),
+            "shift": near.shift,
+            "beyond": far.shift,
         }
-        for name, e in errors.items()
+        for kind, (near, far) in errors.items()
     }
     return found | {
         "gamma": held.gamma.tolist(),

@@ -21,17 +21,19 @@ from mergelib.forecasting.calibration import (
     MOST,
     SHARING,
     STRENGTH,
+    Calibration,
     calibrate,
     combined,
     held_out,
 )
-from mergelib.forecasting.evidence import Evidence, Forecast, Probe
+from mergelib.forecasting.evidence import Evidence, Forecast, Known, Probe
 from mergelib.forecasting.intervals import interval, reaches
 from mergelib.forecasting.moments import moments_of_pairs, ridge, summed
 from mergelib.forecasting.statistics import COUNTS, OF_SCORES
 from mergelib.forecasting.verdict import images_to_label, verdict
 
 DRAWS = 10_000  # a mean within a hundredth of its standard deviation
+EDGE = 1e-9  # within which a value is at the end of a range: files hold twelve digits
 PROBES = ("", "features", "scores", "labels")
 Level = tuple[bool, bool, str]  # weight metrics, known accuracies, one of PROBES
 
@@ -69,7 +71,9 @@ class Forecaster(BaseEstimator):
 
     y_t = b(n)'x_t + c of side t, b(n) from `moments.ridge` on the products expected of n images;
     with labels, that and the paired answers each by its precision. The pair's forecast is the mean
-    over sides, its errors those of the bank's pairs when both their tasks are left out.
+    over sides, its errors those of the bank's pairs when both their tasks are left out. Values
+    outside the bank's range are taken to its end; where it is a known accuracy, the forecast lies
+    `beyond` what the bank tells of, and its errors are those of `beyond_` (see `transfer`).
     """
 
     def __init__(self, strength: float = STRENGTH, sharing: float = SHARING) -> None:
@@ -89,7 +93,24 @@ class Forecaster(BaseEstimator):
         for level in levels():
             found = held_out(bank, folds, every, every, columns(level), self.strength, self.sharing)
             self.calibration_[level] = calibrate(bank, every, found, paired(level))
+        self.beyond_ = dict(self.calibration_)
         return self
+
+    def range_of(self, name: str) -> tuple[float, float]:
+        """The least and the largest value that a column has in the bank."""
+        low, high = self.range_[self.moments_.names.index(name)].tolist()
+        return low, high
+
+    def beyond(self, known: Known) -> tuple[str, ...]:
+        """Which of a task's accuracies, and their ratio, lie outside the bank's: names of OWN."""
+        of = (known.zero_shot, known.fine_tuned, known.zero_shot / known.fine_tuned)
+        ends = {name: self.range_of(name) for name in features.OWN}
+        held = dict(zip(features.OWN, of, strict=True))
+        return tuple(
+            name
+            for name, (low, high) in ends.items()
+            if not low - EDGE <= held[name] <= high + EDGE
+        )
 
     def predict(self, evidence: Evidence, methods: Sequence[str]) -> dict[str, Forecast]:
         """The forecast of a pair's merge by each method. Raises MergelibError as `columns_of`."""
@@ -127,7 +148,8 @@ class Forecaster(BaseEstimator):
         sides, drivers = self._sides(evidence, method, level, at)
         probes = evidence.probes.get(method)
         inverse_n = sum(0.5 / p.n for p in probes) if probes else 1 / self.moments_.sizes[-1]
-        cal = self.calibration_[level]
+        calibrations = self._calibrations(evidence)
+        cal = calibrations[level]
         mean, worse, side = sides.mean(), sides.min(), int(sides.argmin())
         spread, shape = cal.mean.spread(at, inverse_n), cal.mean.shape(inverse_n)
         low80, high80 = map(float, interval(mean, spread, shape, 0.80))
@@ -135,7 +157,7 @@ class Forecaster(BaseEstimator):
         spread, shape = cal.worse.spread(at, inverse_n), cal.worse.shape(inverse_n)
         p_90, p_95 = (float(reaches(t, worse, spread, shape)) for t in (0.90, 0.95))
         labelled = probes[side].n if probes and level[2] == "labels" else 0
-        with_labels = self.calibration_[(level[0], level[1], "labels")].worse
+        with_labels = calibrations[(level[0], level[1], "labels")].worse
         more = images_to_label(with_labels, at, worse, labelled)
         return Forecast(
             float(mean),
@@ -148,6 +170,10 @@ class Forecaster(BaseEstimator):
             verdict(p_90, more, side),
             drivers,
         )
+
+    def _calibrations(self, evidence: Evidence) -> dict[Level, Calibration]:
+        far = any(self.beyond(known) for known in evidence.known or ())
+        return self.beyond_ if far else self.calibration_
 
     def _sides(self, evidence: Evidence, method: str, level: Level, at: int) -> tuple:
         """Forecasts (2,) of the sides, and what each column moved their mean by."""
@@ -167,7 +193,7 @@ class Forecaster(BaseEstimator):
             middle = middle[at] if at < len(middle) else middle.mean(axis=0)
             moved += coef[at] * (x - middle) / 2
             if probe is not None and (pair := paired(level)):
-                cal, before = self.calibration_[level], sides[k]
+                cal, before = self._calibrations(evidence)[level], sides[k]
                 estimate, variance, *controls = (given[name] for name in pair)
                 estimate += np.dot(cal.gamma, controls)
                 sides[k] = combined(

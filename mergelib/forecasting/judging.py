@@ -9,7 +9,7 @@ import numpy as np
 
 from mergelib.forecasting.answer import Answer, Judged
 from mergelib.forecasting.ask import Findings, Question, gather
-from mergelib.forecasting.evidence import Evidence, Forecast, Probe
+from mergelib.forecasting.evidence import Evidence, Forecast, Known, Probe
 from mergelib.forecasting.model import forecast, recommend, shipped
 from mergelib.forecasting.verdict import SIDES, WILL, WILL_NOT, verdict
 
@@ -18,6 +18,12 @@ OF_WORLDS = (
     "intervals and chances are as wide as forecasts were off in other worlds than the one that the "
     "forecast was fitted on (other recipes, encoders, pictures); yours may be farther away"
 )
+RATIO = "base_knowledge"
+ACCURACIES = {
+    "zero_shot": "zero-shot accuracy",
+    "fine_tuned": "fine-tuned accuracy",
+    RATIO: "zero-shot / fine-tuned",
+}
 OF_SETS = (
     "the merge of all models is judged by its probe alone: the bank holds merges of two, so its "
     "intervals are those of pairs and its probabilities upper bounds"
@@ -148,9 +154,30 @@ def _checks(question: Question, found: Findings) -> tuple[str, ...]:
         said.append("no images: the forecast knows little, and its intervals are wide")
     elif not found.heads:
         said.append("no class heads of all tasks: the forecast is from features alone")
+    known = {
+        name: each
+        for names, evidence in found.pairs.items()
+        for name, each in zip(names, evidence.known or (), strict=False)
+    }
+    said += [words for name, each in known.items() if (words := _beyond(name, each))]
     if found.whole:
         said.append(OF_SETS)
     return tuple(said)
+
+
+def _beyond(name: str, known: Known) -> str:
+    """Which accuracies of a model's task the bank knows nothing like, in words; or nothing."""
+    fitted, parts = shipped(), []
+    for key in fitted.beyond(known):
+        value = known.zero_shot / known.fine_tuned if key == RATIO else getattr(known, key)
+        low, high = fitted.range_of(key)
+        parts.append(f"{ACCURACIES[key]} {value:.3f} (the bank's: {low:.3f} to {high:.3f})")
+    if not parts:
+        return ""
+    return (
+        f"{name} lies beyond what the forecast was fitted on: {', '.join(parts)}; its forecasts "
+        "are extrapolated, and were off by far more in such cases: rely on labelled images"
+    )
 
 
 def _shown(model: object) -> str:

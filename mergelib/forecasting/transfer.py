@@ -1,7 +1,8 @@
 """Another world than the bank's: what forecasts are off by there, and how wide that makes them.
 
 A world is a set of tasks with its base and its way of fine-tuning. Left-out pairs of the bank do
-not say what another world moves all its forecasts by; worlds whose outcomes are known do.
+not say what another world moves all its forecasts by; worlds whose outcomes are known do. A pair
+with a known accuracy outside the bank's range is `beyond` it: the farther, the less is known.
 """
 
 from collections.abc import Mapping, Sequence
@@ -11,17 +12,32 @@ from dataclasses import replace
 import numpy as np
 
 from mergelib.forecasting.bank import Bank
-from mergelib.forecasting.calibration import Calibration, held_out, variance_of, with_paired
+from mergelib.forecasting.calibration import (
+    KINDS,
+    Calibration,
+    held_out,
+    variance_of,
+    with_paired,
+)
+from mergelib.forecasting.evidence import Known
 from mergelib.forecasting.forecaster import Forecaster, Level, columns, paired
 from mergelib.forecasting.intervals import Errors
 
 Wrong = Mapping[str, np.ndarray]  # of side (P, M, 2, R, S), mean and worse (P, M, R, S)
-KINDS = ("side", "mean", "worse")
 
 
 def holds(world: Bank, level: Level) -> bool:
     """Whether a world's tables have what a level of evidence asks for."""
     return {*columns(level), *paired(level)} <= set(world.names)
+
+
+def beyond(fitted: Forecaster, world: Bank, level: Level) -> np.ndarray:
+    """Which pairs (P,) have a known accuracy outside the bank's range; none where none is known."""
+    if not level[1]:
+        return np.zeros(len(world.ends), dtype=bool)
+    at = [world.names.index(name) for name in ("zero_shot", "fine_tuned")]
+    known = world.X[:, 0, :, 0, 0][..., at]
+    return np.array([any(fitted.beyond(Known(*each)) for each in pair) for pair in known])
 
 
 def asked(
@@ -32,8 +48,7 @@ def asked(
     First without the paired answers on labelled images, then with them: what `Forecaster.predict`
     says, or would by another `calibration`.
     """
-    names, calibration = columns(level), calibration or fitted.calibration_[level]
-    methods = _places(fitted, world)
+    names, methods = columns(level), _places(fitted, world)
     low, high = fitted.range_[[fitted.moments_.names.index(name) for name in names]].T
     every, at = np.arange(len(world.ends)), [world.names.index(name) for name in names]
     X = world.X.copy()
@@ -48,8 +63,13 @@ def asked(
         fitted.sharing,
         methods,
     )
-    variance = variance_of(world, every, calibration.side, methods)
-    return before, with_paired(world, every, before, variance, calibration.gamma, paired(level))
+    far, after = beyond(fitted, world, level), np.empty_like(before)
+    for mask, usual in ((~far, fitted.calibration_), (far, fitted.beyond_)):
+        if mask.any():
+            rows, known = every[mask], calibration or usual[level]
+            variance, given = variance_of(world, rows, known.side, methods), paired(level)
+            after[rows] = with_paired(world, rows, before[rows], variance, known.gamma, given)
+    return before, after
 
 
 def _places(fitted: Forecaster, world: Bank) -> list[int]:
@@ -92,28 +112,33 @@ def excesses(fitted: Forecaster, world: Bank, level: Level, side: float = 0.0) -
 def widened(fitted: Forecaster, worlds: Sequence[Bank]) -> Forecaster:
     """The forecaster with the errors of every level as wide as other worlds ask for.
 
-    The variance that is added is the mean of the worlds' `excesses`, or 0: first that of sides, by
-    which paired answers are weighed, then those of mean and worse side. A level whose columns no
-    world holds stays as it is.
-    Source: variance between groups by moments (DerSimonian and Laird 1986).
+    The variance that is added is the largest of the worlds' `excesses`, or 0: of worlds that come
+    by chance a new one asks for more in at most one of W + 1 cases. Pairs within the bank's range
+    and those `beyond` it are counted apart; the latter get at least what the former do. A level
+    whose columns no world holds stays as it is.
+    Source: the largest of exchangeable scores (Vovk et al. 2005, section 2.2).
     """
     out = copy(fitted)
-    out.calibration_ = dict(fitted.calibration_)
+    out.calibration_, out.beyond_ = dict(fitted.calibration_), dict(fitted.beyond_)
     for level, plain in fitted.calibration_.items():
-        held = [world for world in worlds if holds(world, level)]
-        if held:
-            side = _mean([excesses(fitted, world, level)["side"] for world in held])
-            found = [excesses(fitted, world, level, side) for world in held]
-            shifts = {kind: _mean([each[kind] for each in found]) for kind in KINDS[1:]}
-            out.calibration_[level] = shifted(plain, {"side": side} | shifts)
+        held = [(world, beyond(fitted, world, level)) for world in worlds if holds(world, level)]
+        near, far = (
+            [world.of(rows) for world, mask in held if (rows := mask == where).any()]
+            for where in (False, True)
+        )
+        added = _largest(fitted, near, level, dict.fromkeys(KINDS, 0.0))
+        out.calibration_[level] = plain.shifted(added)
+        out.beyond_[level] = plain.shifted(_largest(fitted, far, level, added))
     return out
 
 
-def _mean(values: Sequence[float]) -> float:
-    return max(float(np.mean(values)), 0.0)
-
-
-def shifted(calibration: Calibration, shifts: Mapping[str, float]) -> Calibration:
-    """A calibration with the errors of each of KINDS as much wider, in variance."""
-    errors = {kind: replace(getattr(calibration, kind), shift=shifts[kind]) for kind in KINDS}
-    return replace(calibration, **errors)
+def _largest(
+    fitted: Forecaster, worlds: Sequence[Bank], level: Level, least: Mapping[str, float]
+) -> dict[str, float]:
+    """The largest `excesses` of worlds, at least `least`: first that of sides, by which paired
+    answers are weighed, then, so weighed, those of mean and worse side."""
+    found = [excesses(fitted, world, level) for world in worlds]
+    side = max([least["side"], *(each["side"] for each in found)])
+    if paired(level):
+        found = [excesses(fitted, world, level, side) for world in worlds]
+    return {"side": side} | {k: max([least[k], *(x[k] for x in found)]) for k in KINDS[1:]}

@@ -24,9 +24,11 @@ from mergelib.forecasting.transfer import widened
 from mergelib.pipeline.params import load
 from mergelib.pipeline.run import locked
 from studies.forecasting.judge import JUDGED, judge
-from studies.forecasting.transfer import transfer, worlds
+from studies.forecasting.transfer import halves, transfer, worlds
 from studies.forecasting.worlds import meta_of, probe_world, tables_of, write_world
 
+HALVED = "real20"  # the one other world with enough tasks
+ASKED_BY_HALVES = ("unlabelled", "unlabelled + known", "labelled + known")
 STAGES = ("probe", "fit", "judge", "transfer")
 
 
@@ -80,6 +82,10 @@ def fit(args: argparse.Namespace, bank: Bank) -> None:
         write_forecaster(args.calibration, widened(fitted, list(others.values())), about)
     if "transfer" in args.stages:
         write_tables(args.to, {"transfer": transfer(fitted, others, JUDGED)})
+        if HALVED in others:
+            rest = [world for name, world in others.items() if name != HALVED]
+            asked = {name: JUDGED[name] for name in ASKED_BY_HALVES}
+            write_tables(args.to, {"halves": halves(fitted, others[HALVED], rest, asked)})
 
 
 def write_tables(folder: Path, tables: Mapping[str, pd.DataFrame]) -> None:

@@ -1,6 +1,6 @@
 """The forecast asked about worlds that it was not fitted on: errors, and whether intervals hold."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from copy import copy
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from mergelib.core.store import read_table
 from mergelib.forecasting import features
 from mergelib.forecasting.bank import Bank, read_bank, weight_metrics
 from mergelib.forecasting.forecaster import Forecaster, Level
-from mergelib.forecasting.transfer import asked, holds, widened, wrong
+from mergelib.forecasting.transfer import asked, beyond, holds, widened, wrong
 from mergelib.pairs.correlation import pearson
 from mergelib.pairs.tables import KEYS
 from studies.forecasting.protocol import Outcome
@@ -20,7 +20,8 @@ from studies.forecasting.scores import LEVELS, inside
 # of the released settings those with outcomes of their own: the third repeats the first one's
 RELEASED = ("ViT-B-16_AdamW", "ViT-B-32_AdamW")
 COVERED = ["plain80", "plain95", "wide80", "wide95"]
-COLUMNS = ["world", "pairs", "forecast", "n", "r", "mae", "bias", *COVERED, "width"]
+COLUMNS = ["world", "reach", "pairs", "forecast", "n", "r", "mae", "bias", *COVERED, "width"]
+WITHIN, BEYOND, ANY = "within", "beyond", "any"
 
 
 def worlds(probed: Path, published: Path, methods: Sequence[str]) -> dict[str, Bank]:
@@ -70,34 +71,95 @@ def released(folder: Path, name: str, methods: Sequence[str]) -> Bank:
 def transfer(
     fitted: Forecaster, asked_about: Mapping[str, Bank], levels: Mapping[str, Level]
 ) -> pd.DataFrame:
-    """One row per world, level of evidence and n (0: without images), means over methods and draws.
+    """One row per world, reach, level of evidence and n (0: without images), means over the rest.
 
-    `fitted` on the bank alone. Columns world, pairs, forecast, n, r, mae, bias (mean of outcome -
-    forecast); plain80 and plain95: the share of outcomes inside the intervals as calibrated on the
-    bank, wide80 and wide95: inside those that the *other* worlds ask for; width of wide80.
+    `fitted` on the bank alone. Columns world, reach (pairs whose known accuracies lie within the
+    bank's, or some beyond; any where none is known), pairs, forecast, n, r, mae, bias (mean of
+    outcome - forecast); plain80 and plain95: the share of outcomes inside the intervals as
+    calibrated on the bank, wide80 and wide95: inside those that the *other* worlds ask for; width
+    of wide80.
     """
-    few = copy(fitted)
-    few.calibration_ = {level: fitted.calibration_[level] for level in levels.values()}
-    rows = []
+    few, rows = _at(fitted, levels), []
     for name, world in asked_about.items():
         wide = widened(few, [other for key, other in asked_about.items() if key != name])
         for called, level in levels.items():
             if holds(world, level):
-                of = [_judged(each, world, level) for each in (few, wide)]
-                for n, plain, other in zip(world.sizes, *of, strict=True):
-                    shown = int(n) if level[2] else 0
-                    rows.append(
-                        (name, len(world.ends), called, shown, *other[:3], *plain[3:5], *other[3:])
-                    )
-                    if not level[2]:
-                        break
+                for reach, part in _parts(fitted, world, level).items():
+                    of = [_judged(each, part, level) for each in (few, wide)]
+                    for n, plain, other in _sizes(part, level, *of):
+                        shown = (name, reach, len(part.ends), called, n)
+                        rows.append((*shown, *other[:3], *plain[3:5], *other[3:]))
     return pd.DataFrame(rows, columns=COLUMNS)
+
+
+def halves(
+    fitted: Forecaster,
+    world: Bank,
+    others: Sequence[Bank],
+    levels: Mapping[str, Level],
+    splits: int = 5,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """A world asked about by halves of its tasks: widened by the others and by its other half.
+
+    What it buys that a world like one's own is among those that widen. A row per reach, level of
+    evidence and n: forecast, reach, n, asked (halves that hold such pairs), pairs (mean), mae,
+    wide80 and wide95 (means over `splits` drawn halvings, each asked both ways) and low80 and
+    low95, the least of them.
+    """
+    few, rng, rows = _at(fitted, levels), np.random.default_rng(seed), []
+    tasks = np.unique(world.ends)
+    for _ in range(splits):
+        order = rng.permutation(tasks)
+        cut = len(tasks) // 2
+        parts = [world.of(np.isin(world.ends, x).all(axis=1)) for x in (order[:cut], order[cut:])]
+        for known, asked_about in (parts, parts[::-1]):
+            wide = widened(few, [*others, known])
+            for called, level in levels.items():
+                for reach, part in _parts(fitted, asked_about, level).items():
+                    for n, found in _sizes(part, level, _judged(wide, part, level)):
+                        rows.append((called, reach, n, len(part.ends), found[1], *found[3:5]))
+    table = pd.DataFrame(rows, columns=["forecast", "reach", "n", "pairs", "mae", "80", "95"])
+    return table.groupby(["forecast", "reach", "n"], sort=False, as_index=False).agg(
+        asked=("pairs", "size"),
+        pairs=("pairs", "mean"),
+        mae=("mae", "mean"),
+        wide80=("80", "mean"),
+        wide95=("95", "mean"),
+        low80=("80", "min"),
+        low95=("95", "min"),
+    )
+
+
+def _at(fitted: Forecaster, levels: Mapping[str, Level]) -> Forecaster:
+    """The forecaster with no more than some levels of evidence, which spares the others' time."""
+    few = copy(fitted)
+    few.calibration_ = {level: fitted.calibration_[level] for level in levels.values()}
+    return few
+
+
+def _parts(fitted: Forecaster, world: Bank, level: Level) -> dict[str, Bank]:
+    """A world's pairs by where their known accuracies lie; those of no pair are left out."""
+    if not level[1]:
+        return {ANY: world}
+    far = beyond(fitted, world, level)
+    found = {WITHIN: world.of(~far), BEYOND: world.of(far)}
+    return {reach: part for reach, part in found.items() if len(part.ends)}
+
+
+def _sizes(world: Bank, level: Level, *of: list) -> Iterator[tuple]:
+    """What was judged at each size of a world, after its n; once, as 0, where images count not."""
+    for n, *found in zip(world.sizes.tolist(), *of, strict=True):
+        yield (n if level[2] else 0, *found)
+        if not level[2]:
+            return
 
 
 def _judged(fitted: Forecaster, world: Bank, level: Level) -> list[tuple[float, ...]]:
     """r, error, bias, coverage of LEVELS and width of the first, at each size of a world."""
     before, sides = asked(fitted, world, level)
-    calibration = [fitted.calibration_[level]] * len(world.ends)
+    far = beyond(fitted, world, level)
+    calibration = [(fitted.beyond_ if one else fitted.calibration_)[level] for one in far]
     outcome = Outcome(sides.mean(axis=2), sides.min(axis=2), calibration)
     places = [fitted.methods_.index(method) for method in world.methods]
     off, found = wrong(world, before, sides)["mean"], []
