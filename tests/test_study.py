@@ -17,7 +17,7 @@ from mergelib.pairs.targets import target
 from mergelib.predict.collinear import collinear_groups
 from mergelib.predict.crossval import fold_seeds, held_out
 from mergelib.predict.evaluate import evaluate
-from mergelib.predict.qap import batched_qap, held_out_map, qap
+from mergelib.predict.qap import qap
 from mergelib.predict.splits import fold_masks, inner_task_folds, splitter
 from studies.category_fits import (
     ablation,
@@ -52,6 +52,7 @@ from studies.l1_stability import (
 from studies.lasso import lasso_folds
 from studies.method_fits import agreement_table, coefficient_table, compare_targets, held_out_table
 from studies.nested_lasso import choose_ratio, nested_lasso, nested_table
+from studies.quick_qap import batched_qap, held_out_map
 from studies.spread import fold_interval
 
 pytestmark = [pytest.mark.numeric, pytest.mark.slow]

@@ -16,11 +16,11 @@ from mergelib.pairs.correlation import headline, pearson
 from mergelib.pairs.inference import interval, permutation_p, permutations, permuted
 from mergelib.pairs.tables import KEYS
 from mergelib.pairs.targets import outcome_cube, residual
-from mergelib.predict.qap import held_out_map
 from mergelib.predict.splits import fold_masks, splitter
 from studies.additive import explained
 from studies.calibration_tables import DATA_DRIVEN
 from studies.chance import beyond
+from studies.quick_qap import held_out_map
 from studies.ranks import bootstrap_rho, rho
 
 GRADIENT_BATCH = 8  # images per backward pass in the published code

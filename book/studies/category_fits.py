@@ -13,9 +13,9 @@ from mergelib.pairs.inference import bootstrap_r, interval
 from mergelib.pairs.tables import Pairs
 from mergelib.pairs.targets import target as target_of
 from mergelib.predict.crossval import fold_seeds, held_out
-from mergelib.predict.qap import batched_qap
 from mergelib.predict.splits import SPLITS, fold_masks, splitter
 from studies.known import has_values
+from studies.quick_qap import batched_qap
 from studies.spread import fold_interval, fold_sd
 
 

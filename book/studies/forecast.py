@@ -24,12 +24,12 @@ from mergelib.pairs.tables import Pairs, Tables
 from mergelib.predict import baselines
 from mergelib.predict.crossval import fold_seeds
 from mergelib.predict.folds import Linear, scaled, scaling
-from mergelib.predict.qap import held_out_map
 from mergelib.predict.splits import fold_masks, splitter
 from mergelib.published.predictors import adam
 from mergelib.published.released import SETTINGS, read_setting
 from studies.chance import NULL, beyond, targets_of, with_mean
 from studies.inputs import pairs_of
+from studies.quick_qap import held_out_map
 
 STRENGTHS = (0.1, 1.0, 10.0, 100.0)
 EVERYTHING = "metrics + known"  # of `feature_sets`: nothing that is known is left out

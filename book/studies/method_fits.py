@@ -18,9 +18,9 @@ from mergelib.predict.agreement import agreement
 from mergelib.predict.collinear import collinear_groups
 from mergelib.predict.crossval import fold_seeds, held_out
 from mergelib.predict.folds import RidgeFolds, scaled, scaling
-from mergelib.predict.qap import batched_qap
 from mergelib.predict.splits import SPLITS, fold_masks, splitter
 from studies.chance import beyond
+from studies.quick_qap import batched_qap
 
 
 def compare_targets(

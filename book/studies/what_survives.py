@@ -17,13 +17,13 @@ from mergelib.pairs.tables import identical as identical  # of the SGD setting
 from mergelib.pairs.targets import TARGETS, additive_design, additive_fit
 from mergelib.predict import baselines
 from mergelib.predict.crossval import fold_seeds, held_out
-from mergelib.predict.qap import held_out_map
 from mergelib.predict.splits import HEADLINE, fold_masks, splitter
 from mergelib.published.released import SETTINGS, read_setting
 from studies.additive import additive_share
 from studies.calibration_tables import checked_out_sizes
 from studies.chance import beyond, holm, targets_of, with_mean
 from studies.inputs import pairs_of
+from studies.quick_qap import held_out_map
 from studies.released_fits import fit_folder, read_fits
 
 MAPPED_AT_ONCE = 50  # permutations in one product with the map from targets to forecasts
