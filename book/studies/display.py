@@ -76,8 +76,12 @@ LABELS = {
 
 
 def label(name: Any) -> str:
-    """The reader's word for a name of the code; other names as they are, without underscores."""
-    return LABELS.get(str(name), str(name).replace("_", " "))
+    """The reader's word for a name of the code; other names as they are, without underscores.
+
+    What stands in backticks is a user's own name and stays as it is.
+    """
+    text = str(name)
+    return LABELS.get(text, text if text.startswith("`") else text.replace("_", " "))
 
 
 # ---- Sentences ----------------------------------------------------------------------------------
