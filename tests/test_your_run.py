@@ -1,5 +1,6 @@
 """The chapter on any run: what it computes, and that few tasks or odd names do not stop it."""
 
+import html
 import itertools
 import json
 import math
@@ -13,9 +14,11 @@ import pytest
 from editions import BOOK, faults, run
 from scipy.stats import spearmanr
 
+from mergelib.book import own
+from mergelib.cli import main
 from mergelib.core.errors import MergelibError
 from studies import your_run
-from studies.display import Drawn, Prose, Shown
+from studies.display import Drawn, Prose, Shown, show
 
 CHAPTER = BOOK / "16_your_run.ipynb"
 ODD = ["<b>x</b>", "a`b", "$x$ and $y", "a*b*c_d", "[l](u) | 1 2 3 4 5 6 7 8", "NA", "01", "tsv"]
@@ -133,6 +136,9 @@ def test_names_stay_what_their_user_wrote(tmp_path):
     assert ran.tasks["task"].tolist() == ODD and set(ran.merges["task_b"]) == set(ODD[1:])
     assert your_run.named("a_b`c\nd") == "`a_b'c d`"
     assert your_run.names(["x", "y", "z"], 2) == "`x`, `y` and 1 more"
+    table = show(pd.DataFrame({"task": list(map(your_run.named, ODD))}), "odd", {"task": "Task"})
+    shown = re.findall(r"<code>(.*?)</code>", table._repr_html_())
+    assert [html.unescape(text) for text in shown] == [name.replace("`", "'") for name in ODD]
     assert your_run.ticks(["$a$", "x" * 99]) == [r"\$a\$", "x" * 23 + "…"]
 
 
@@ -185,3 +191,59 @@ def test_tables_that_cannot_be_used_are_named(tmp_path):
     write(tmp_path, letters(2))
     with pytest.raises(MergelibError, match="unknown method 'tvs'"):
         run(CHAPTER, tables=str(folder), method="tvs")
+
+
+def command(words: list[str]) -> int:
+    return main(["book", *map(str, words)])
+
+
+def test_tables_of_other_tasks_or_fewer_methods_are_not_the_benchmarks(tmp_path):
+    ours = BOOK / "tables" / "glyph20"
+    assert own.left_out(BOOK.parent, ours) == ""
+    assert "not the benchmark's 20" in own.left_out(BOOK.parent, BOOK / "tables" / "real20")
+    assert own.left_out(tmp_path, write(tmp_path / "t", letters(2))) == ""  # a book without either
+    for name in ("tasks", "merges"):
+        table = pd.read_csv(ours / f"{name}.csv")
+        few = table[table["method"] != "dare"] if name == "merges" else table
+        few.to_csv(tmp_path / "t" / f"{name}.csv", index=False)
+    assert own.left_out(BOOK.parent, tmp_path / "t").endswith("a method of the benchmark, dare")
+    assert own.edition_of(tmp_path / "my tables") == "run-my_tables"
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--tables", "gone"], "gone/merges.csv is missing: make it with"),
+        (["--tables", "gone", "--out", "p.html"], "gone/merges.csv is missing: make it with"),
+        (["--tables", "empty", "--out", "p.html"], "empty/merges.csv has no row"),
+        (["--tables", "other", "--out", "p.html"], "other/merges.csv: no column task_b"),
+        (["--tables", "t", "--out", "t/p.html"], "t/p.html is a part of the input t"),
+        (["--tables", "t", "--out", "p.html", "-p", "epochs", "3"], "parameter epochs"),
+        (["--tables", "t", "--out", "p.html", "--only", "04"], "one page about a run: give"),
+        (["--out", "p.html"], "one page about a run: give --tables"),
+    ],
+)
+def test_what_the_command_cannot_use_is_one_line(tmp_path, monkeypatch, capsys, words, said):
+    monkeypatch.chdir(tmp_path)
+    write(Path("t"), letters(2))
+    write(Path("empty"), letters(2))
+    header = Path("empty/merges.csv").read_text().splitlines()[0]
+    Path("empty/merges.csv").write_text(header + "\n")
+    Path("other").mkdir()
+    Path("other/merges.csv").write_text("task_a\nx\n")
+    before = sorted(Path().rglob("*"))
+    assert command(words) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1 and said in lines[0]
+    assert sorted(Path().rglob("*")) == before
+
+
+@pytest.mark.slow
+def test_a_page_that_fails_leaves_the_old_one(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Path("p.html").write_text("old")
+    words = ["--tables", write(Path("t"), letters(2)), "--out", "p.html", "-p", "method", "tvs"]
+    assert command(words) == 2
+    assert "unknown method 'tvs'" in capsys.readouterr().err
+    assert sorted(path.name for path in Path().iterdir()) == ["p.html", "t"]
+    assert Path("p.html").read_text() == "old"
