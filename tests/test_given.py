@@ -1,6 +1,9 @@
 """Tasks of a user's own images: sources, splits, words, caches, and the run from YAML to tables."""
 
+import html
 import io
+import re
+import shlex
 import shutil
 
 import numpy as np
@@ -248,6 +251,38 @@ def test_a_folder_and_eight_lines_give_tables(folder, tmp_path, capsys):
     (tmp_path / "mine.yaml").write_text(EIGHT_LINES.replace("folder: colors", "folder: moved"))
     assert main([*words, "--tables", str(tmp_path / "tables"), "--jobs", "1"]) == 0
     assert made == {f: f.stat().st_mtime_ns for f in (tmp_path / "store").rglob("*.safetensors")}
+
+
+@pytest.mark.slow
+def test_three_folders_and_eight_lines_give_a_page(
+    folder, tmp_path, capsys, monkeypatch, no_network
+):
+    names = ("colors", "tints_2", "hues & more")
+    for name in names[1:]:
+        shutil.copytree(folder, tmp_path / name)
+        for file in (tmp_path / name).rglob("*.png"):  # the same classes, other pictures
+            turned = Image.open(file).transpose(Image.Transpose.ROTATE_90)
+            turned.resize((30 + 2 * names.index(name),) * 2).save(file)
+    tasks = "\n".join(f"  - {{name: {name}, folder: {name}}}" for name in names)
+    lines = EIGHT_LINES.split("\n")
+    (tmp_path / "mine.yaml").write_text("\n".join([*lines[:2], tasks, *lines[4:]]))
+    monkeypatch.chdir(tmp_path)
+    capsys.readouterr()
+    assert main(["run", "--params", "mine.yaml", "--store", "store", "--jobs", "1"]) == 0
+    before = sorted(tmp_path.rglob("*"))
+    # the last line is the command that makes the page
+    words = shlex.split(capsys.readouterr().out.splitlines()[-1].partition(": mergelib ")[2])
+    assert words == ["book", "--tables", "_build/tables/mine", "--out", "mine.html"]
+    assert main(words) == 0
+    assert capsys.readouterr().out == "1 page; open mine.html\n"
+    assert sorted(set(tmp_path.rglob("*")) - set(before)) == [tmp_path / "mine.html"]
+    text = (tmp_path / "mine.html").read_text(encoding="utf-8")
+    for said in (*names, "weight average", "TIES", "weight_avg", "ties", "no interval: 3 tasks"):
+        assert html.escape(said) in text, said
+    for fault in ("Traceback", "Error", "nan", str(tmp_path), "<script", "<link"):
+        assert not re.search(
+            rf"(?<!\w){re.escape(fault)}(?!\w)", re.sub(r'"data:[^"]*"', "", text)
+        ), fault
 
 
 def test_a_dry_run_tells_what_it_takes_and_writes_nothing(folder, tmp_path, capsys):

@@ -95,7 +95,7 @@ def summarize_methods(wide: pd.DataFrame, draws: int = 2000, seed: int = 0) -> p
     """Per method: pairs, mean with its 95 % task-bootstrap interval, sd over pairs, additive share.
 
     `wide` is a `by_method` table; pairs that a method lacks are left out for it. Columns pairs,
-    mean, low, high, sd (n − 1), additive, additive_by_chance.
+    mean, low, high, sd (n − 1), additive, additive_by_chance; of one pair the last three are NaN.
     """
     rows = {}
     for method in wide.columns:
@@ -107,9 +107,9 @@ def summarize_methods(wide: pd.DataFrame, draws: int = 2000, seed: int = 0) -> p
             "mean": y.mean(),
             "low": low,
             "high": high,
-            "sd": y.std(ddof=1),
+            "sd": y.std(ddof=1) if len(y) > 1 else np.nan,
             "additive": additive_share(y, pair_ends),
-            "additive_by_chance": pair_ends.max() / (len(y) - 1),
+            "additive_by_chance": pair_ends.max() / (len(y) - 1) if len(y) > 1 else np.nan,
         }
     return pd.DataFrame.from_dict(rows, orient="index").astype({"pairs": int})
 

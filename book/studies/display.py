@@ -76,8 +76,12 @@ LABELS = {
 
 
 def label(name: Any) -> str:
-    """The reader's word for a name of the code; other names as they are, without underscores."""
-    return LABELS.get(str(name), str(name).replace("_", " "))
+    """The reader's word for a name of the code; other names as they are, without underscores.
+
+    What stands in backticks is a user's own name and stays as it is.
+    """
+    text = str(name)
+    return LABELS.get(text, text if text.startswith("`") else text.replace("_", " "))
 
 
 # ---- Sentences ----------------------------------------------------------------------------------
@@ -321,10 +325,16 @@ def _numbers(values: Sequence[str]) -> bool:
 
 def _inline(text: str) -> str:
     """Markdown's code, emphasis and links within a line, as HTML."""
-    out = html.escape(str(text), quote=False)
-    out = re.sub(r"`([^`]+)`", r"<code>\1</code>", out)
+    codes: list[str] = []  # put aside, as nothing in them is markup
+
+    def aside(found: re.Match) -> str:
+        codes.append(found[1])
+        return f"\0{len(codes) - 1}\0"
+
+    out = re.sub(r"`([^`]+)`", aside, html.escape(str(text), quote=False))
     out = re.sub(r"\*([^*]+)\*", r"<em>\1</em>", out)
-    return re.sub(r"\[([^\]]+)\]\(([^)]+)\)", r'<a href="\2">\1</a>', out)
+    out = re.sub(r"\[([^\]]+)\]\(([^)]+)\)", r'<a href="\2">\1</a>', out)
+    return re.sub(r"\0(\d+)\0", lambda found: f"<code>{codes[int(found[1])]}</code>", out)
 
 
 # ---- Figures ------------------------------------------------------------------------------------

@@ -38,6 +38,7 @@ def build(
     only: Sequence[str] = (),
     edition: str = "",
     jobs: int = 1,
+    alone: str = "",
 ) -> list[Path]:
     """Run the chapters of `source` in order, render and check them; returns the pages.
 
@@ -45,7 +46,8 @@ def build(
     relative to the chapter's folder; `passed` likewise by name, once every value is checked. A
     chapter that needs the released tables is shown with its committed outputs where they are not
     at hand. With `only` (beginnings of chapters' names) the others keep the outputs of their last
-    run, or the committed ones. `jobs` chapters run at a time. With `commit` the outputs also go
+    run, or the committed ones. The book may be one page `alone`, named as the table of contents
+    names it. `jobs` chapters run at a time. With `commit` the outputs also go
     into the chapters' own files; they must then run with their defaults.
 
     Pages go to `out`: by default `source/_build/html`, or `source/_build/editions/NAME/html` for a
@@ -62,7 +64,7 @@ def build(
         raise MergelibError("--commit-outputs keeps what the defaults give: leave the others out")
     _check_folders(tables, released)
     tree_digest.cache_clear()
-    names = entries(source)
+    names = [alone] if alone else entries(source)
     pages = sources(source, names)
     chapters = [path for path in pages if path.suffix == ".ipynb"]
     named = _named(chapters, only)
@@ -153,7 +155,7 @@ def _publish(
     site = work / "site"
     try:
         shutil.rmtree(work, ignore_errors=True)
-        prepare(source, shown, site)
+        prepare(source, shown, site, names)
         tree_digest.cache_clear()
         state = digest(tree_digest(site), [version(name) for name in RENDERS])
         stamp = out / STATE

@@ -3,7 +3,6 @@
 import html
 import json
 import os
-import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from importlib.metadata import version
@@ -29,6 +28,7 @@ PAGE = """<!DOCTYPE html>
 <style>
 body {{ font: 16px/1.5 sans-serif; max-width: 52rem; margin: 2rem auto; padding: 0 1rem; }}
 img {{ max-width: 100%; }}
+main {{ counter-reset: ml-table; }}
 table {{ border-collapse: collapse; }}
 td, th {{ padding: 0.2rem 0.6rem; border-bottom: 1px solid #ccc; text-align: left; }}
 pre {{ overflow-x: auto; }}
@@ -41,18 +41,19 @@ pre {{ overflow-x: auto; }}
 """
 
 
-def chapter() -> Path:
-    """The chapter's file, in the book beside the package or below the working folder.
+def chapter(name: str = CHAPTER) -> Path:
+    """A chapter's file, in the book beside the package or below the working folder.
 
     Raises MergelibError where neither has it.
     """
     roots = (PACKAGE.parent, Path.cwd())
     for root in roots:
-        if (root / "book" / CHAPTER).is_file():
-            return root / "book" / CHAPTER
+        if (root / "book" / name).is_file():
+            return root / "book" / name
+    instead = ", or leave out --report" if name == CHAPTER else ""
     raise MergelibError(
-        f"a report is the book's chapter {CHAPTER}, which is not beside this installation: run in "
-        "a checkout of mergelib, or leave out --report"
+        f"the page is the book's chapter {name}, which is not beside this installation: run in "
+        f"a checkout of mergelib{instead}"
     )
 
 
@@ -85,15 +86,22 @@ def write_report(question: Question, answer: Answer, path: Path) -> None:
     `mergelib.book.chapters.execute` do.
     """
     source, values = chapter(), values_of(question)
-    work = Path(tempfile.mkdtemp(prefix="mergelib-report-"))
-    try:
-        (work / "answer.json").write_text(json.dumps(answer.as_json()), encoding="utf-8")
-        passed = {**values, "answered": str(work / "answer.json")}
-        execute(source, work / CHAPTER, passed, source.parent)
-        style = source.parent / "_static" / "custom.css"
-        text = page(work / CHAPTER, style.read_text(encoding="utf-8") if style.is_file() else "")
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
+    with tempfile.TemporaryDirectory(prefix="mergelib-report-") as work:
+        answered = Path(work, "answer.json")
+        answered.write_text(json.dumps(answer.as_json()), encoding="utf-8")
+        write_page(source, {**values, "answered": str(answered)}, path)
+
+
+def write_page(source: Path, values: Mapping[str, Any], path: Path) -> None:
+    """Run a chapter with these parameters and write it as one page, whole or not at all.
+
+    Raises MergelibError as `mergelib.book.chapters.execute` does.
+    """
+    style = source.parent / "_static" / "custom.css"
+    with tempfile.TemporaryDirectory(prefix="mergelib-report-") as work:
+        executed = Path(work, source.name)
+        execute(source, executed, values, source.parent)
+        text = page(executed, style.read_text(encoding="utf-8") if style.is_file() else "")
     write_atomic(path, text.encode())
 
 

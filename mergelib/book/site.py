@@ -3,7 +3,7 @@
 import html
 import re
 import shutil
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -21,11 +21,14 @@ from mergelib.core.yaml_files import read_yaml
 AS_COMMITTED = "Shown with the outputs that were committed with the repository, not run here."
 
 
-def prepare(source: Path, pages: Mapping[Path, Path], site: Path) -> None:
+def prepare(
+    source: Path, pages: Mapping[Path, Path], site: Path, names: Sequence[str] = ()
+) -> None:
     """Fill the folder `site` with what Jupyter Book needs.
 
     `pages` maps each page of `source` to the file that is shown for it: a chapter's executed copy,
-    or the page itself. Every page says where its parameters differ from the defaults.
+    or the page itself. Every page says where its parameters differ from the defaults. Of one of
+    `names` the book is that page alone.
     Raises MergelibError if the configuration is missing or no YAML.
     """
     shutil.rmtree(site, ignore_errors=True)
@@ -33,6 +36,8 @@ def prepare(source: Path, pages: Mapping[Path, Path], site: Path) -> None:
     if not (source / "_toc.yml").is_file():
         raise MergelibError(f"{source / '_toc.yml'} is missing: run this in the book's root folder")
     shutil.copy(source / "_toc.yml", site)
+    if len(names) == 1:
+        (site / "_toc.yml").write_text(f"format: jb-book\nroot: {names[0]}\n", encoding="utf-8")
     shown = {
         path: clean(read_notebook(held), source, path.name)
         for path, held in pages.items()

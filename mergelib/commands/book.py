@@ -6,12 +6,16 @@ from pathlib import Path
 from typing import Any
 
 from mergelib.book.build import build
+from mergelib.book.own import PAGE, check_tables, edition_of, left_out, write_own
+from mergelib.core.errors import MergelibError
 from mergelib.core.outputs import check_folder, check_output
 from mergelib.core.yaml_files import parse_yaml, read_yaml
 
 EPILOG = """\
 Parameters are those of the chapters' cells tagged `parameters`. A name that no chapter has, or a
-value of another type or not among the choices, is refused before anything runs."""
+value of another type or not among the choices, is refused before anything runs. Tables of a run of
+your own give the chapter that speaks of any run; as one HTML file, wherever you stand, if --out
+ends in .html."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -19,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--source", type=Path, default=Path("."), help="folder of _toc.yml")
     parser.add_argument("--tables", type=Path, help="tables that the chapters read")
     parser.add_argument("--released", type=Path, help="checkout of the released tables")
-    parser.add_argument("--out", type=Path, help="folder of the pages (default: _build/html)")
+    parser.add_argument("--out", type=Path, help="folder of the pages (_build/html), or .html file")
     parser.add_argument(
         "--edition",
         default="",
@@ -81,10 +85,32 @@ def _check_outputs(args: argparse.Namespace) -> None:
         check_output(args.out, given, folder=not (args.out / "index.html").is_file())
 
 
+def _one_file(args: argparse.Namespace) -> None:
+    """Write the page about a run's tables as one file."""
+    unfit = ("only", "edition", "released", "commit_outputs")
+    if args.tables is None or any(getattr(args, name) for name in unfit):
+        raise MergelibError(
+            f"{args.out} is one page about a run: give --tables, and no "
+            + ", ".join(f"--{name.replace('_', '-')}" for name in unfit)
+        )
+    check_output(args.out, [args.tables], (".html",))
+    write_own(args.tables, args.out, _read_parameters(args.files, args.pairs))
+    print(f"1 page; open {args.out}")
+
+
 def run(args: argparse.Namespace) -> int:
     """Build the book as the command line says; prints the page to open."""
+    if args.out is not None and args.out.suffix == ".html":
+        _one_file(args)
+        return 0
     _check_outputs(args)
     passed = _read_parameters(args.files, args.pairs)
+    why = ""
+    if args.tables is not None:
+        check_tables(args.tables)
+        why = "" if args.only or args.commit_outputs else left_out(args.source, args.tables)
+    if why:
+        print(f"{Path(PAGE).name} alone, as the other chapters speak of the benchmark: {why}")
     pages = build(
         args.source,
         args.tables,
@@ -93,11 +119,12 @@ def run(args: argparse.Namespace) -> int:
         args.commit_outputs,
         args.released,
         args.only,
-        args.edition,
+        args.edition or (edition_of(args.tables) if why else ""),
         args.jobs,
+        PAGE if why else "",
     )
     # The root page lies in `book/` of the pages' folder, whose index leads to it.
-    print(f"{len(pages)} pages; open {_index(pages)}")
+    print(f"{len(pages)} page{'s' if len(pages) > 1 else ''}; open {_index(pages)}")
     return 0
 
 

@@ -2,6 +2,7 @@
 
 import argparse
 from pathlib import Path
+from shlex import quote
 
 from mergelib.core.outputs import check_folder
 
@@ -35,3 +36,5 @@ def run(args: argparse.Namespace) -> None:
     made = execute(settings, args.store, tables, args.jobs, args.cluster)
     sizes = ", ".join(f"{name} {len(table)} rows" for name, table in made.items())
     print(f"{tables}: {sizes}")
+    page = quote(f"{settings.name}.html")
+    print(f"a page about them: mergelib book --tables {quote(str(tables))} --out {page}")
