@@ -51,7 +51,7 @@ from studies.l1_stability import (
 )
 from studies.lasso import lasso_folds
 from studies.method_fits import agreement_table, coefficient_table, compare_targets, held_out_table
-from studies.nested_lasso import choose_ratio, nested_lasso, nested_table
+from studies.nested_lasso import choose_ratio, nested_interval, nested_lasso, nested_table
 from studies.quick_qap import batched_qap, held_out_map
 from studies.spread import fold_interval
 
@@ -406,6 +406,11 @@ def test_nested_lasso_and_its_tables(pairs):
         if np.ptp(fit.prediction[k, rows, 1]) > 0
     ]
     assert table.loc[1, "r_fold_mean"] == pytest.approx(np.mean(r))
+    low, high = nested_interval(pairs, fit, draws=4000)
+    rng = np.random.default_rng(7)
+    drawn = [rng.choice(r, len(r)).mean() for _ in range(4000)]
+    for found, point in ((low, 0.025), (high, 0.975)):
+        assert found[1] == pytest.approx(np.quantile(drawn, point), abs=0.1 * np.std(r))
     chosen = selection(pairs, fit.coef)
     row = chosen[(chosen["method"] == "ties") & (chosen["metric"] == pairs.metrics[0])].iloc[0]
     weights = fit.coef[:, 1, 0]

@@ -11,7 +11,7 @@ from mergelib.pairs.tables import Pairs
 from mergelib.pairs.targets import target as target_of
 from mergelib.predict.splits import fold_masks, inner_task_folds, splitter
 from studies.lasso import RATIOS, lasso_folds
-from studies.spread import fold_sd
+from studies.spread import fold_interval, fold_sd
 
 
 def choose_ratio(
@@ -86,3 +86,11 @@ def nested_table(pairs: Pairs, fit: NestedLasso, target: str = "normalized") -> 
             "most": count.max(axis=0),
         }
     )
+
+
+def nested_interval(
+    pairs: Pairs, fit: NestedLasso, target: str = "normalized", draws: int = 2000, seed: int = 0
+) -> tuple[np.ndarray, np.ndarray]:
+    """`fold_interval` of r_fold_mean, by method: (m,) and (m,)."""
+    scores = score(fit.prediction, target_of(pairs, target), fit.test)
+    return fold_interval(scores.r_folds, draws, seed)

@@ -13,10 +13,10 @@ from matplotlib.figure import Figure
 
 from mergelib.core.errors import MergelibError
 from mergelib.core.registry import unknown
-from mergelib.pairs.tables import BENCHMARK, Pairs, Tables, assemble
+from mergelib.pairs.tables import BENCHMARK, Pairs, Tables
 from studies import describe
 from studies.display import Format, Head, Shown, count, label, listed, number, show
-from studies.inputs import read_source
+from studies.inputs import pairs_of, read_source
 
 
 @dataclass(frozen=True)
@@ -47,8 +47,7 @@ def both_sources(tables: str, setting: str, method: str | None = None) -> tuple[
         (f"In the released tables ({model}, {optimizer})", f"released, {model}"),
     ]
     sources = tuple(
-        Source(*name, each, assemble(each.metrics, each.merges, each.methods))
-        for name, each in zip(names, held, strict=True)
+        Source(*name, each, pairs_of(each)) for name, each in zip(names, held, strict=True)
     )
     common = [m for m in sources[0].methods if m in sources[1].methods]
     if method is not None and method not in common:
