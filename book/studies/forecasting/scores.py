@@ -145,8 +145,8 @@ def regrets(
         ).reshape(chosen.shape)
         for s in range(made.shape[3]):
             each = lost[:, :, s].mean(axis=1)
-            with np.errstate(invalid="ignore", divide="ignore"):  # one task alone has no pair
-                ratio = (weights @ each) / (weights @ fixed)
+            below = weights @ fixed  # 0: one task alone has no pair, or the fixed method is best
+            ratio = (weights @ each)[below > 0] / below[below > 0]
             n = sizes[s] if given.ndim == 4 else 0
             rows.append(
                 (name, n, each.mean(), each.mean() / fixed.mean(), *bootstrap_interval(ratio))
