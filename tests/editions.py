@@ -121,6 +121,10 @@ def _value(source: str, names: dict[str, Any], where: str) -> Any:
 # ---- What is asked of every chapter -------------------------------------------------------------
 
 
+# of the residuals of glyphs and real20, whatever target and setting an edition has
+OF_NO_EDITION = {"c04-real-pair"}
+
+
 def faults(ran: Ran, default: Ran | None = None) -> list[str]:
     """What no edition may show; against the default one, also sentences that did not follow."""
     said, shown = ran.all(Prose), ran.all(Shown)
@@ -136,7 +140,8 @@ def faults(ran: Ran, default: Ran | None = None) -> list[str]:
             f"{cell}: the same decimals although all tables changed"
             for cell, text in said.items()
             # one or two may be a setting, or agree by chance
-            if len(DECIMAL.findall(text)) > 2
+            if cell not in OF_NO_EDITION
+            and len(DECIMAL.findall(text)) > 2
             and DECIMAL.findall(text) == DECIMAL.findall(before[cell])
         ]
     return found
