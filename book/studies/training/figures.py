@@ -14,6 +14,7 @@ from studies.display import label
 from studies.training.stages import NAMED
 from studies.training.variants import CONTROL
 
+FLOOR = -12  # points, below which a rule does harm whatever the number
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "h")
 
 
@@ -55,7 +56,8 @@ def catalogue(meta: dict, search: pd.DataFrame) -> pd.DataFrame:
 def strengths(table: pd.DataFrame, rules: Sequence[str]) -> Figure:
     """Each rule's strengths in a panel: merges (filled) and single models (open), over the control.
 
-    `table` from `results.searched`: rule, strength, steps, gain, lost; in fractions.
+    `table` from `results.searched`: rule, strength, steps, gain, lost; in fractions. What lies
+    below FLOOR is drawn on it, with its number.
     """
     rows = -(-len(rules) // 3)
     fig, axes = plt.subplots(rows, 3, figsize=(8, 2.3 * rows), sharey=True, squeeze=False)
@@ -67,8 +69,13 @@ def strengths(table: pd.DataFrame, rules: Sequence[str]) -> Figure:
         for steps, part in held.sort_values("strength").groupby("steps"):
             at = [order.index(value) for value in part["strength"]]
             line = {"linestyle": "-" if steps == usual else "--", "marker": marker, "color": color}
-            ax.plot(at, 100 * part["gain"], **line)
-            ax.plot(at, -100 * part["lost"], **line, markerfacecolor="white", alpha=0.7)
+            filled, alike = {"markerfacecolor": color}, {"markerfacecolor": "white", "alpha": 0.7}
+            for values, face in ((100 * part["gain"], filled), (-100 * part["lost"], alike)):
+                ax.plot(at, values.clip(FLOOR), **line, **face)
+                for place, value in zip(at, values, strict=True):
+                    if value < FLOOR:
+                        told = {"fontsize": 9, "ha": "right", "textcoords": "offset points"}
+                        ax.annotate(f"−{-value:.0f}", (place, FLOOR), xytext=(-6, 2), **told)
         ax.set_xticks(range(len(order)), [f"{value:g}" for value in order], fontsize=9)
         ax.set_xlim(-0.4, len(order) - 0.6)
         ax.axhline(0, color=plots.BASELINE, linewidth=1)
