@@ -136,7 +136,7 @@ def test_pairs_whose_accuracies_the_bank_has_nothing_like_are_beyond_it(fitted, 
     for row in theirs.to_dict("records"):
         row["base_knowledge"] = row["zero_shot"] / row["fine_tuned"]
         names = ("zero_shot", "fine_tuned", "base_knowledge")
-        wanted = tuple(n for n in names if not own[n].min() <= row[n] <= own[n].max())
+        wanted = {n: row[n] for n in names if not own[n].min() <= row[n] <= own[n].max()}
         assert fitted.beyond(Known(row["zero_shot"], row["fine_tuned"])) == wanted
         outside.append(bool(wanted))
     found = beyond(fitted, mixed, FEATURES)

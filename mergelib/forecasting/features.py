@@ -16,14 +16,18 @@ PAIRED_ALONE = ("paired_alone", "paired_alone_variance")
 UNLABELLED = (*OF_SCORES, *OF_FEATURES)
 
 
-def known(zero_shot: Any, fine_tuned: Any, other_zero_shot: Any, other_fine_tuned: Any) -> dict:
-    """Accuracies of base and expert on the side's task and on the other: KNOWN, (...) each.
+def own(zero_shot: Any, fine_tuned: Any) -> dict:
+    """Accuracies of base and expert on a task, and their ratio: OWN, (...) each.
 
     base_knowledge = zero_shot / fine_tuned.
     """
-    own = (zero_shot, fine_tuned, zero_shot / fine_tuned)
-    other = (other_zero_shot, other_fine_tuned, other_zero_shot / other_fine_tuned)
-    return dict(zip(KNOWN, (*own, *other), strict=True))
+    return dict(zip(OWN, (zero_shot, fine_tuned, zero_shot / fine_tuned), strict=True))
+
+
+def known(zero_shot: Any, fine_tuned: Any, other_zero_shot: Any, other_fine_tuned: Any) -> dict:
+    """What is `own` of the side's task and of the other: KNOWN, (...) each."""
+    other = own(other_zero_shot, other_fine_tuned)
+    return own(zero_shot, fine_tuned) | {f"other:{name}": x for name, x in other.items()}
 
 
 def labelled(n: Any, counts: Mapping[str, Any], zero_shot: Any, fine_tuned: Any) -> dict:

@@ -101,16 +101,14 @@ class Forecaster(BaseEstimator):
         low, high = self.range_[self.moments_.names.index(name)].tolist()
         return low, high
 
-    def beyond(self, known: Known) -> tuple[str, ...]:
-        """Which of a task's accuracies, and their ratio, lie outside the bank's: names of OWN."""
-        of = (known.zero_shot, known.fine_tuned, known.zero_shot / known.fine_tuned)
-        ends = {name: self.range_of(name) for name in features.OWN}
-        held = dict(zip(features.OWN, of, strict=True))
-        return tuple(
-            name
-            for name, (low, high) in ends.items()
-            if not low - EDGE <= held[name] <= high + EDGE
-        )
+    def beyond(self, known: Known) -> dict[str, float]:
+        """Which of a task's `features.own` lie outside the bank's: their values by name."""
+        found = {}
+        for name, value in features.own(known.zero_shot, known.fine_tuned).items():
+            low, high = self.range_of(name)
+            if not low - EDGE <= value <= high + EDGE:
+                found[name] = value
+        return found
 
     def predict(self, evidence: Evidence, methods: Sequence[str]) -> dict[str, Forecast]:
         """The forecast of a pair's merge by each method. Raises MergelibError as `columns_of`."""

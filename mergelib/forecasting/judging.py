@@ -18,11 +18,10 @@ OF_WORLDS = (
     "intervals and chances are as wide as forecasts were off in other worlds than the one that the "
     "forecast was fitted on (other recipes, encoders, pictures); yours may be farther away"
 )
-RATIO = "base_knowledge"
 ACCURACIES = {
     "zero_shot": "zero-shot accuracy",
     "fine_tuned": "fine-tuned accuracy",
-    RATIO: "zero-shot / fine-tuned",
+    "base_knowledge": "zero-shot / fine-tuned",
 }
 OF_SETS = (
     "the merge of all models is judged by its probe alone: the bank holds merges of two, so its "
@@ -168,8 +167,7 @@ def _checks(question: Question, found: Findings) -> tuple[str, ...]:
 def _beyond(name: str, known: Known) -> str:
     """Which accuracies of a model's task the bank knows nothing like, in words; or nothing."""
     fitted, parts = shipped(), []
-    for key in fitted.beyond(known):
-        value = known.zero_shot / known.fine_tuned if key == RATIO else getattr(known, key)
+    for key, value in fitted.beyond(known).items():
         low, high = fitted.range_of(key)
         parts.append(f"{ACCURACIES[key]} {value:.3f} (the bank's: {low:.3f} to {high:.3f})")
     if not parts:
